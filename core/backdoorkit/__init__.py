@@ -1,0 +1,36 @@
+"""backdoorkit: a plugin framework for backdoor learning on PyTorch image classifiers.
+
+This module is what a plugin's *light* module imports; it does not import torch. What a method's
+implementation needs is in :mod:`backdoorkit.api`.
+"""
+
+from __future__ import annotations
+
+from backdoorkit.hooks.hookspecs import HOOK_API, hookimpl
+from backdoorkit.hooks.info import Kind, MethodInfo, Need, Stage
+from backdoorkit.hooks.options import option
+from backdoorkit.hooks.shared_options import (
+    LabelMapping,
+    PoisonOptions,
+    RateBasis,
+    Selection,
+    TrainOptions,
+)
+
+__all__ = [
+    "HOOK_API",
+    "Kind",
+    "LabelMapping",
+    "MethodInfo",
+    "Need",
+    "PoisonOptions",
+    "RateBasis",
+    "Selection",
+    "Stage",
+    "TrainOptions",
+    "__version__",
+    "hookimpl",
+    "option",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,209 @@
+"""What a method implements: one small class per kind, with the framework around it.
+
+A method object is made from its configuration alone (``TSBD(config)``) and owns only its
+mathematics. The framework owns copying the model, devices, seeds, timing, progress, restoring of
+train/eval mode and ``requires_grad``, checking of outputs, and files.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import torch
+    from torch import Tensor, nn
+
+    from backdoorkit.context import Context
+    from backdoorkit.data.images import ImageSet
+    from backdoorkit.data.poison import PoisonedSet
+    from backdoorkit.evaluation import Evaluation
+    from backdoorkit.hooks.shared_options import PoisonOptions
+    from backdoorkit.models.structure import Structure
+    from backdoorkit.tasks import DefenseTask, DetectionTask
+    from backdoorkit.training import TrainingHooks
+
+__all__ = [
+    "Architecture",
+    "Attack",
+    "Dataset",
+    "Defense",
+    "DefenseResult",
+    "DetectionResult",
+    "Detector",
+    "Method",
+    "Metric",
+    "MetricValue",
+    "Trigger",
+]
+
+C = TypeVar("C")
+P = TypeVar("P", bound="PoisonOptions")
+
+
+class Method(abc.ABC, Generic[C]):  # noqa: UP046 - Python 3.11
+    """Base of all methods: holds the configuration."""
+
+    def __init__(self, config: C) -> None:
+        self.config = config
+
+
+class Trigger(abc.ABC):
+    """A batched tensor operation that plants the trigger; it knows nothing of labels to give."""
+
+    @abc.abstractmethod
+    def apply(self, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        """Triggered copies of ``images``.
+
+        Parameters
+        ----------
+        images:
+            float32 in [0, 1], N x C x H x W; not to be modified.
+        labels:
+            int64, N: true classes.
+        indices:
+            int64, N: stable ids of the samples; only sample-specific triggers look at them.
+
+        """
+
+    @abc.abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that make this trigger; stored, and given to :meth:`Attack.restore`."""
+
+
+class Attack(Method[P]):
+    """Poisons a training set. The label map, rate and index policy come from the configuration,
+    which derives from :class:`backdoorkit.PoisonOptions`; the attack itself is its trigger.
+    """
+
+    @abc.abstractmethod
+    def prepare(self, data: ImageSet, context: Context) -> Trigger:
+        """Make the trigger; ``data`` is the attacker's (clean) training set."""
+
+    @abc.abstractmethod
+    def restore(self, state: Mapping[str, Tensor]) -> Trigger:
+        """The trigger again, from what :meth:`Trigger.state` returned."""
+
+    def poison(self, data: ImageSet, trigger: Trigger, context: Context) -> PoisonedSet:
+        """The training set that the victim gets.
+
+        The default draws ``poison_rate`` of ``rate_basis``, applies the trigger, quantises by
+        rounding and relabels by the label map. Attacks with covers or clean labels override it.
+        """
+        from backdoorkit.data.poison import poison_by_options
+
+        return poison_by_options(data, trigger, self.config, context.generator("poisoned indices"))
+
+    def control(self, trigger: Trigger, context: Context) -> TrainingHooks | None:
+        """Hooks into the victim's training, for attacks that control it; None for all others."""
+        del trigger, context
+        return None
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class DefenseResult:
+    """A repaired model and what the method has to say about it."""
+
+    model: nn.Module
+    #: JSON-ready facts for the record: chosen level, units pruned, epochs used, stop reason...
+    details: Mapping[str, Any] = attrs.field(factory=dict)
+    #: tensors worth keeping (scores per layer, masks), stored beside the model
+    tensors: Mapping[str, Tensor] = attrs.field(factory=dict)
+
+
+class Defense(Method[C]):
+    """Turns a model that may hold a backdoor into one that should not."""
+
+    def check(self, structure: Structure) -> None:
+        """Refuse (with :class:`backdoorkit.errors.StructureError`) a model this cannot work on.
+
+        Called before anything runs, on an untrained model of the same architecture.
+        """
+        del structure
+
+    @abc.abstractmethod
+    def run(self, task: DefenseTask, context: Context) -> DefenseResult:
+        """Repair ``task.model``, a private copy which may be changed in place and returned."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class DetectionResult:
+    """A verdict on a model: higher scores are more suspicious."""
+
+    score: float
+    threshold: float | None = None
+    target: int | None = None
+    details: Mapping[str, Any] = attrs.field(factory=dict)
+    tensors: Mapping[str, Tensor] = attrs.field(factory=dict)
+
+    @property
+    def detected(self) -> bool | None:
+        """Whether the score is above the threshold; None where no threshold was given."""
+        return None if self.threshold is None else self.score > self.threshold
+
+
+class Detector(Method[C]):
+    """Says whether a model holds a backdoor."""
+
+    def check(self, structure: Structure) -> None:
+        """As :meth:`Defense.check`."""
+        del structure
+
+    @abc.abstractmethod
+    def run(self, task: DetectionTask, context: Context) -> DetectionResult:
+        """Judge ``task.model``, a private copy."""
+
+
+@attrs.frozen(kw_only=True)
+class MetricValue:
+    """One number with what it was counted from."""
+
+    #: a share in [0, 1] unless the metric says otherwise; None where it is undefined
+    value: float | None
+    numerator: int | None = None
+    denominator: int | None = None
+    #: which images counted
+    rule: str = ""
+
+
+class Metric(Method[C]):
+    """Computes numbers from stored per-sample predictions; never sees a model."""
+
+    @abc.abstractmethod
+    def compute(self, evaluation: Evaluation) -> Mapping[str, MetricValue]:
+        """Values by column name, such as ``{"ACC": MetricValue(...)}``."""
+
+
+class Dataset(Method[C]):
+    """A source of labelled images with a training and a test split."""
+
+    @abc.abstractmethod
+    def load(self, split: str, cache: Path) -> ImageSet:
+        """Images of ``split`` (``"train"`` or ``"test"``); downloads go below ``cache``."""
+
+    def fingerprint(self) -> str:
+        """Changes whenever the images may have changed; part of every key below the data step."""
+        return ""
+
+
+class Architecture(Method[C]):
+    """Builds untrained networks that take images as float32 in [0, 1] after normalisation."""
+
+    @abc.abstractmethod
+    def build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        """A network for C x H x W images, without normalisation, on the CPU.
+
+        Initial weights come from torch's global generator, which the framework seeds and restores
+        around this call (torch's own initialisers take no generator).
+        """
+
+
+if TYPE_CHECKING:
+    #: Raises unless the run permits oracle selection; test attack success of a model in [0, 1].
+    Oracle = Callable[[nn.Module], float]
+    Device = torch.device

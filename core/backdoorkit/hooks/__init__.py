@@ -1,0 +1,1 @@
+"""Plugins: how they are described, configured, found and called. Imports no torch."""

@@ -1,0 +1,389 @@
+"""One attrs class per method is the single source of options, recipe keys, schema and docs.
+
+``option()`` makes a field whose type, default, bounds and help are read by everything else:
+:func:`structure` (strict, all faults at once), :func:`json_schema`, the command line's option
+builder and the documentation's tables.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, Union, get_args, get_origin
+
+import attrs
+
+from backdoorkit.errors import ConfigError, Issue, nearest
+
+if TYPE_CHECKING:
+    from cattrs import Converter
+
+__all__ = [
+    "OptionSpec",
+    "json_schema",
+    "option",
+    "option_specs",
+    "structure",
+    "unstructure",
+]
+
+_KEY: Final = "backdoorkit.option"
+T = TypeVar("T")
+
+
+@attrs.frozen(kw_only=True)
+class _Rules:
+    help: str
+    symbol: str | None = None
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    choices: tuple[Any, ...] | None = None
+
+    def fault(self, value: Any) -> str | None:
+        """What is wrong with ``value``, or None. Sequences are checked element by element."""
+        if value is None:
+            return None
+        if isinstance(value, tuple):
+            return next((fault for item in value if (fault := self.fault(item))), None)
+        if self.choices is not None and value not in self.choices:
+            close = nearest(value, map(str, self.choices)) if isinstance(value, str) else None
+            advice = f"; did you mean {close!r}?" if close else ""
+            return f"must be one of {', '.join(map(repr, self.choices))}, not {value!r}{advice}"
+        for bound, holds, word in (
+            (self.ge, lambda b: value >= b, "at least"),
+            (self.gt, lambda b: value > b, "greater than"),
+            (self.le, lambda b: value <= b, "at most"),
+            (self.lt, lambda b: value < b, "less than"),
+        ):
+            if bound is not None and not holds(bound):  # also refuses NaN
+                return f"must be {word} {bound:g}, not {value!r}"
+        return None
+
+
+def option(
+    default: Any = attrs.NOTHING,
+    *,
+    help: str,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+    symbol: str | None = None,
+) -> Any:
+    """A field of a method's configuration.
+
+    Parameters
+    ----------
+    default:
+        Omit it to make the option required.
+    help:
+        One sentence with the unit; the default and the bounds are added for you.
+    ge, gt, le, lt:
+        Bounds; for a tuple they hold for every element.
+    choices:
+        The only values allowed. A ``Literal`` or ``enum`` type needs none.
+    symbol:
+        What the paper calls it.
+
+    """
+    rules = _Rules(help=help, symbol=symbol, ge=ge, gt=gt, le=le, lt=lt, choices=choices)
+
+    def validate(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if fault := rules.fault(value):
+            raise ValueError(f"{attribute.name} {fault}")
+
+    return attrs.field(default=default, validator=validate, metadata={_KEY: rules})
+
+
+@attrs.frozen(kw_only=True)
+class OptionSpec:
+    """One option as the command line, the schema and the documentation see it."""
+
+    name: str
+    type: Any
+    help: str
+    default: Any = attrs.NOTHING
+    symbol: str | None = None
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    choices: tuple[Any, ...] | None = None
+
+    @property
+    def required(self) -> bool:
+        return self.default is attrs.NOTHING
+
+    @property
+    def flag(self) -> str:
+        """The command line's spelling: ``--poison-rate``."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def base_type(self) -> Any:
+        """The type without ``| None``."""
+        return _strip_optional(self.type)[0]
+
+    @property
+    def is_optional(self) -> bool:
+        return _strip_optional(self.type)[1]
+
+    @property
+    def is_sequence(self) -> bool:
+        return get_origin(self.base_type) is tuple
+
+    @property
+    def bounds(self) -> str:
+        """Interval notation such as ``[0, 1)``, or an empty string."""
+        low, high = (self.ge, self.gt), (self.le, self.lt)
+        if low == high == (None, None):
+            return ""
+        left = f"[{self.ge:g}" if self.ge is not None else f"({self.gt:g}" if self.gt is not None else "(-inf"
+        right = f"{self.le:g}]" if self.le is not None else f"{self.lt:g})" if self.lt is not None else "inf)"
+        return f"{left}, {right}"
+
+    @property
+    def allowed(self) -> tuple[Any, ...] | None:
+        """The finite set of allowed values, from ``choices``, a ``Literal`` or an ``Enum``."""
+        inner = self.base_type
+        if self.is_sequence:
+            inner = get_args(inner)[0]
+        if self.choices is not None:
+            return self.choices
+        if get_origin(inner) is Literal:
+            return get_args(inner)
+        if isinstance(inner, type) and issubclass(inner, enum.Enum):
+            return tuple(member.value for member in inner)
+        return None
+
+
+@functools.cache
+def option_specs(config: type) -> tuple[OptionSpec, ...]:
+    """The options of a configuration class, in the order of their definition."""
+    hints = typing.get_type_hints(config)
+    specs = []
+    for field in attrs.fields(config):
+        rules: _Rules = field.metadata.get(_KEY) or _Rules(help="")
+        default = field.default
+        if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+            default = default.factory()
+        specs.append(
+            OptionSpec(name=field.name, type=hints[field.name], default=default, **attrs.asdict(rules))
+        )
+    return tuple(specs)
+
+
+def structure(config: type[T], values: Mapping[str, Any], path: str = "") -> T:
+    """Make a ``config`` from plain values, strictly.
+
+    Unknown keys are refused, nothing is coerced ("no" is not True, 3.7 is not 3; an integer is
+    accepted where a float is wanted), and every fault is reported, not only the first.
+
+    Raises
+    ------
+    ConfigError
+        with one issue per fault, each with its path below ``path``.
+
+    """
+    from cattrs import BaseValidationError
+
+    if not isinstance(values, Mapping):
+        raise ConfigError([Issue(path, f"must be a table, not {values!r}")])
+    try:
+        return _converter().structure(dict(values), config)
+    except BaseValidationError as error:
+        raise ConfigError(list(_issues(error, path))) from None
+
+
+def unstructure(config: Any) -> dict[str, Any]:
+    """Plain values (TOML and JSON ready) of a configuration; options that are None are left out."""
+    plain = {}
+    for field in attrs.fields(type(config)):
+        value = getattr(config, field.name)
+        if value is not None:
+            plain[field.name] = _plain(value)
+    return plain
+
+
+def json_schema(config: type) -> dict[str, Any]:
+    """JSON Schema (2020-12) of a configuration class."""
+    specs = option_specs(config)
+    schema: dict[str, Any] = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": config.__name__,
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {spec.name: _property(spec) for spec in specs},
+    }
+    if required := [spec.name for spec in specs if spec.required]:
+        schema["required"] = required
+    return schema
+
+
+# -- schema ----------------------------------------------------------------------------------------
+
+
+def _property(spec: OptionSpec) -> dict[str, Any]:
+    body: dict[str, Any] = {}
+    if spec.allowed is not None:
+        body["enum"] = list(spec.allowed)
+    else:
+        inner = get_args(spec.base_type)[0] if spec.is_sequence else spec.base_type
+        body["type"] = {bool: "boolean", int: "integer", float: "number"}.get(inner, "string")
+    for key, bound in (
+        ("minimum", spec.ge),
+        ("exclusiveMinimum", spec.gt),
+        ("maximum", spec.le),
+        ("exclusiveMaximum", spec.lt),
+    ):
+        if bound is not None:
+            body[key] = bound
+    if spec.is_sequence:
+        body = {"type": "array", "items": body}
+    if spec.help:
+        body["description"] = spec.help
+    if not spec.required and spec.default is not None:
+        body["default"] = _plain(spec.default)
+    return body
+
+
+def _plain(value: Any) -> Any:
+    if attrs.has(type(value)):
+        return unstructure(value)
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    return value
+
+
+def _strip_optional(annotation: Any) -> tuple[Any, bool]:
+    if get_origin(annotation) in (Union, types.UnionType):
+        inner = [arg for arg in get_args(annotation) if arg is not type(None)]
+        if len(inner) == 1:
+            return inner[0], True
+    return annotation, False
+
+
+# -- strict structuring ----------------------------------------------------------------------------
+
+
+@functools.cache
+def _converter() -> Converter:
+    from cattrs import Converter
+    from cattrs.gen import make_dict_structure_fn, override
+
+    converter = Converter(detailed_validation=True, forbid_extra_keys=True)
+    for kind, accepts, word in (
+        (bool, lambda v: isinstance(v, bool), "true or false"),
+        (int, lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number"),
+        (float, lambda v: isinstance(v, int | float) and not isinstance(v, bool), "a number"),
+        (str, lambda v: isinstance(v, str), "text"),
+        (Path, lambda v: isinstance(v, str | Path), "a path"),
+    ):
+        converter.register_structure_hook(kind, _strict(kind, accepts, word))
+    converter.register_structure_hook_func(
+        lambda t: isinstance(t, type) and issubclass(t, enum.Enum), _structure_enum
+    )
+    converter.register_structure_hook_func(lambda t: get_origin(t) is Literal, _structure_literal)
+
+    def checked(annotation: Any, rules: _Rules) -> Callable[[Any, Any], Any]:
+        """Structure one field, then its bounds: so that all fields' faults come together."""
+
+        def hook(value: Any, _: Any) -> Any:
+            result = converter.structure(value, annotation)
+            if fault := rules.fault(result):
+                raise ValueError(fault)
+            return result
+
+        return hook
+
+    def factory(cls: type) -> Callable[[Any, Any], Any]:
+        hints = typing.get_type_hints(cls)
+        overrides = {
+            field.name: override(struct_hook=checked(hints[field.name], field.metadata[_KEY]))
+            for field in attrs.fields(cls)
+            if _KEY in field.metadata
+        }
+        return make_dict_structure_fn(
+            cls,
+            converter,
+            _cattrs_detailed_validation=True,
+            _cattrs_forbid_extra_keys=True,
+            **overrides,  # type: ignore[arg-type]
+        )
+
+    converter.register_structure_hook_factory(attrs.has, factory)
+    return converter
+
+
+def _strict(kind: type, accepts: Callable[[Any], bool], word: str) -> Callable[[Any, Any], Any]:
+    def hook(value: Any, _: Any) -> Any:
+        if not accepts(value):
+            raise TypeError(f"must be {word}, not {value!r}")
+        return kind(value)
+
+    return hook
+
+
+def _structure_enum(value: Any, kind: type[enum.Enum]) -> Any:
+    values = [member.value for member in kind]
+    if value not in values and not isinstance(value, kind):
+        raise ValueError(_not_one_of(value, values))
+    return kind(value)
+
+
+def _structure_literal(value: Any, annotation: Any) -> Any:
+    values = get_args(annotation)
+    if not any(value == item and type(value) is type(item) for item in values):
+        raise ValueError(_not_one_of(value, values))
+    return value
+
+
+def _not_one_of(value: Any, values: typing.Iterable[Any]) -> str:
+    return str(_Rules(help="", choices=tuple(values)).fault(value))
+
+
+def _issues(error: BaseException, path: str) -> typing.Iterator[Issue]:
+    """Flatten cattrs' exception group into (path, message) pairs."""
+    from cattrs import (
+        AttributeValidationNote,
+        BaseValidationError,
+        ForbiddenExtraKeysError,
+        IterableValidationNote,
+    )
+
+    if isinstance(error, ForbiddenExtraKeysError):
+        known = [field.name for field in attrs.fields(error.cl)]
+        for key in sorted(map(str, error.extra_fields)):
+            close = nearest(key, known)
+            advice = f"did you mean {close!r}?" if close else f"known: {', '.join(known) or 'none'}"
+            yield Issue(_join(path, key), f"unknown key; {advice}")
+    elif isinstance(error, BaseValidationError):
+        for inner in error.exceptions:
+            below = path
+            for note in getattr(inner, "__notes__", ()):
+                if isinstance(note, AttributeValidationNote):
+                    below = _join(path, note.name)
+                elif isinstance(note, IterableValidationNote):
+                    below = f"{path}[{note.index}]"
+            yield from _issues(inner, below)
+    elif isinstance(error, KeyError):
+        yield Issue(_join(path, str(error.args[0])), "is required")
+    else:
+        yield Issue(path, str(error))
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
