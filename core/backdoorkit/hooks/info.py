@@ -75,19 +75,19 @@ _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-def _check_name(_: object, __: object, value: str) -> None:
+def _check_name(_: object, __: object, value: Any) -> None:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise ValueError(
             f"method name {value!r} must be lower-case words joined by '-', such as 'fine-pruning'"
         )
 
 
-def _check_target(_: object, __: object, value: str) -> None:
+def _check_target(_: object, __: object, value: Any) -> None:
     if not isinstance(value, str) or not _TARGET.fullmatch(value):
         raise ValueError(f"implementation {value!r} must read 'package.module:Class'")
 
 
-def _check_config(_: object, __: object, value: type) -> None:
+def _check_config(_: object, __: object, value: Any) -> None:
     if not (isinstance(value, type) and attrs.has(value)):
         raise ValueError(f"config {value!r} must be a frozen attrs class")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import operator
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -56,12 +57,12 @@ class _Rules:
             advice = f"; did you mean {close!r}?" if close else ""
             return f"must be one of {', '.join(map(repr, self.choices))}, not {value!r}{advice}"
         for bound, holds, word in (
-            (self.ge, lambda b: value >= b, "at least"),
-            (self.gt, lambda b: value > b, "greater than"),
-            (self.le, lambda b: value <= b, "at most"),
-            (self.lt, lambda b: value < b, "less than"),
+            (self.ge, operator.ge, "at least"),
+            (self.gt, operator.gt, "greater than"),
+            (self.le, operator.le, "at most"),
+            (self.lt, operator.lt, "less than"),
         ):
-            if bound is not None and not holds(bound):  # also refuses NaN
+            if bound is not None and not holds(value, bound):  # also refuses NaN
                 return f"must be {word} {bound:g}, not {value!r}"
         return None
 
@@ -142,11 +143,17 @@ class OptionSpec:
     @property
     def bounds(self) -> str:
         """Interval notation such as ``[0, 1)``, or an empty string."""
-        low, high = (self.ge, self.gt), (self.le, self.lt)
-        if low == high == (None, None):
+        if all(bound is None for bound in (self.ge, self.gt, self.le, self.lt)):
             return ""
-        left = f"[{self.ge:g}" if self.ge is not None else f"({self.gt:g}" if self.gt is not None else "(-inf"
-        right = f"{self.le:g}]" if self.le is not None else f"{self.lt:g})" if self.lt is not None else "inf)"
+        left, right = "(-inf", "inf)"
+        if self.ge is not None:
+            left = f"[{self.ge:g}"
+        elif self.gt is not None:
+            left = f"({self.gt:g}"
+        if self.le is not None:
+            right = f"{self.le:g}]"
+        elif self.lt is not None:
+            right = f"{self.lt:g})"
         return f"{left}, {right}"
 
     @property
@@ -157,7 +164,7 @@ class OptionSpec:
             inner = get_args(inner)[0]
         if self.choices is not None:
             return self.choices
-        if get_origin(inner) is Literal:
+        if _is_literal(inner):
             return get_args(inner)
         if isinstance(inner, type) and issubclass(inner, enum.Enum):
             return tuple(member.value for member in inner)
@@ -175,7 +182,9 @@ def option_specs(config: type) -> tuple[OptionSpec, ...]:
         if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
             default = default.factory()
         specs.append(
-            OptionSpec(name=field.name, type=hints[field.name], default=default, **attrs.asdict(rules))
+            OptionSpec(
+                name=field.name, type=hints[field.name], default=default, **attrs.asdict(rules)
+            )
         )
     return tuple(specs)
 
@@ -276,6 +285,11 @@ def _strip_optional(annotation: Any) -> tuple[Any, bool]:
     return annotation, False
 
 
+def _is_literal(annotation: Any) -> bool:
+    origin: Any = get_origin(annotation)
+    return origin is Literal
+
+
 # -- strict structuring ----------------------------------------------------------------------------
 
 
@@ -296,7 +310,7 @@ def _converter() -> Converter:
     converter.register_structure_hook_func(
         lambda t: isinstance(t, type) and issubclass(t, enum.Enum), _structure_enum
     )
-    converter.register_structure_hook_func(lambda t: get_origin(t) is Literal, _structure_literal)
+    converter.register_structure_hook_func(_is_literal, _structure_literal)
 
     def checked(annotation: Any, rules: _Rules) -> Callable[[Any, Any], Any]:
         """Structure one field, then its bounds: so that all fields' faults come together."""
