@@ -1,0 +1,390 @@
+"""The one training loop, used by every method; what differs between methods is in its hooks.
+
+Speed comes from bfloat16 autocast where the hardware has it, channels-last images and weights, a
+fused optimizer, and metrics that stay on the device: the host waits for it once per epoch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from typing import TYPE_CHECKING, Any, Protocol
+
+import attrs
+import torch
+from torch.nn import functional
+
+from backdoorkit._optimization import (
+    lay_out_gradients,
+    learning_rate_at,
+    load_optimizer_state,
+    make_optimizer,
+    optimizer_state,
+    steps_per_epoch,
+)
+from backdoorkit._precision import autocast, resolve_precision, supports_bfloat16
+from backdoorkit._progress import SILENT, Progress
+from backdoorkit.data.augmentation import Augmentation
+from backdoorkit.data.batches import Batch, batches
+from backdoorkit.errors import ContractError, InputError
+from backdoorkit.hooks.shared_options import TrainOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch import Generator, Tensor, nn
+
+    from backdoorkit.data.images import ImageSet
+
+__all__ = [
+    "CheckpointSlot",
+    "EpochMetrics",
+    "Progress",
+    "TrainingHooks",
+    "TrainingSummary",
+    "fit",
+    "learning_rate_at",
+    "resolve_precision",
+    "supports_bfloat16",
+]
+
+_log = logging.getLogger(__name__)
+
+
+@attrs.frozen
+class EpochMetrics:
+    """What one epoch measured while it trained (train mode, weights changing underneath)."""
+
+    #: mean over the epoch's images of what :meth:`TrainingHooks.backward` returned
+    loss: float
+    #: share of images classified as their (possibly transformed) label, in [0, 1]
+    accuracy: float
+    #: learning rate of the epoch's last step
+    learning_rate: float
+
+
+@attrs.frozen
+class TrainingSummary:
+    """What :func:`fit` did, including epochs done before it was resumed."""
+
+    epochs_run: int = 0
+    stopped_early: bool = False
+    history: tuple[EpochMetrics, ...] = ()
+    #: images that went forward and backward; an image seen twice in a step counts twice
+    samples_seen: int = 0
+    #: optimizer steps
+    gradient_steps: int = 0
+
+
+class TrainingHooks:
+    """Where a method enters the training loop; override what is needed.
+
+    Epochs count from 0. Hooks that keep state across epochs (a queue, a generator of random
+    numbers) override :meth:`state` and :meth:`load_state`, or a resumed run will differ.
+    """
+
+    #: options of the running :func:`fit`, set by it
+    options: TrainOptions = TrainOptions()
+
+    def transform_batch(self, batch: Batch, epoch: int) -> Batch:
+        """The batch to train on instead of ``batch``; after augmentation, images in [0, 1].
+
+        Gradients flow through the returned images: detach what is not to be trained.
+        """
+        del epoch
+        return batch
+
+    def loss(self, logits: Tensor, batch: Batch, epoch: int) -> Tensor:
+        """Scalar loss of ``logits`` (float32, N x K); called under the loop's autocast."""
+        del epoch
+        smoothing = self.options.label_smoothing
+        return functional.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
+
+    def backward(
+        self, model: nn.Module, batch: Batch, compute_loss: Callable[[], Tensor]
+    ) -> Tensor:
+        """Leave the gradients in ``parameter.grad`` and return the loss.
+
+        ``compute_loss()`` runs :meth:`loss` on a fresh forward pass with the current weights;
+        methods that need two gradients call it twice.
+        """
+        del model, batch
+        loss = compute_loss()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    def after_step(self, model: nn.Module) -> None:
+        """Project or mask the weights after an optimizer step; called without gradients."""
+
+    def after_epoch(self, model: nn.Module, epoch: int, metrics: EpochMetrics) -> bool:
+        """Look at the model (in train mode) after an epoch; True ends the training."""
+        del model, epoch, metrics
+        return False
+
+    def state(self) -> dict[str, Tensor]:
+        """What these hooks remember between epochs, for a resumed run."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what :meth:`state` returned."""
+        del state
+
+
+class CheckpointSlot(Protocol):
+    """One place where an unfinished training is kept; how often it really writes is its choice."""
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and JSON-ready facts of the last :meth:`save`, or None."""
+
+    def save(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Keep both; the tensors change after this returns."""
+
+    def clear(self) -> None:
+        """Forget what was kept."""
+
+
+def fit(
+    model: nn.Module,
+    data: ImageSet,
+    options: TrainOptions,
+    *,
+    device: torch.device,
+    shuffle_generator: Generator,
+    augmentation_generator: Generator,
+    hooks: TrainingHooks | None = None,
+    progress: Progress | None = None,
+    checkpoint: CheckpointSlot | None = None,
+    label: str = "training",
+) -> TrainingSummary:
+    """Train ``model`` in place on ``data`` and say what was done.
+
+    Only parameters that require a gradient change; batch-norm statistics follow as usual. The
+    model is moved to ``device``; its modules' train/eval modes and the weights' memory layout are
+    afterwards what they were. With ``checkpoint``, an interrupted training continues after its
+    last kept epoch with the same bits (on a CPU) as if it had not been interrupted.
+
+    Raises
+    ------
+    InputError
+        if ``data`` is empty or options contradict each other
+    ContractError
+        if the loss is not finite, or nothing in the model can be trained
+
+    """
+    hooks = TrainingHooks() if hooks is None else hooks
+    hooks.options = options
+    if options.epochs == 0:
+        return TrainingSummary()
+    if len(data) == 0:
+        raise InputError("expected at least one training image, got an empty set")
+    model.to(device)
+    with _channels_last(model), _train_mode(model):
+        loop = _Loop(model, data.to(device), options, device, hooks)
+        loop.generators = {"shuffle": shuffle_generator, "augmentation": augmentation_generator}
+        return loop.run(SILENT if progress is None else progress, checkpoint, label)
+
+
+class _Loop:
+    """One call of :func:`fit` while it runs."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        options: TrainOptions,
+        device: torch.device,
+        hooks: TrainingHooks,
+    ) -> None:
+        self.model = model
+        self.forward: Callable[[Tensor], Tensor] = (
+            torch.compile(model) if options.compile else model
+        )
+        self.data = data
+        self.options = options
+        self.device = device
+        self.hooks = hooks
+        self.precision = resolve_precision(options.precision, device)
+        self.optimizer = make_optimizer(model, options)
+        self.steps_per_epoch = steps_per_epoch(len(data), options.batch_size)
+        self.generators: dict[str, Generator] = {}
+        self.summary = TrainingSummary()
+        self.samples_seen = 0
+
+    def run(
+        self, progress: Progress, checkpoint: CheckpointSlot | None, label: str
+    ) -> TrainingSummary:
+        if checkpoint is not None and (kept := checkpoint.load()) is not None:
+            self.resume(*kept)
+        task = progress.start(label, self.options.epochs * self.steps_per_epoch)
+        progress.advance(task, self.summary.gradient_steps)
+        try:
+            while self.summary.epochs_run < self.options.epochs and not self.summary.stopped_early:
+                self.run_epoch(lambda: progress.advance(task))
+                if checkpoint is not None:
+                    checkpoint.save(*self.state())
+        finally:
+            progress.finish(task)
+            self.optimizer.zero_grad(set_to_none=True)
+        return self.summary
+
+    def run_epoch(self, advance: Callable[[], None]) -> None:
+        epoch = self.summary.epochs_run
+        self.model.train()
+        loss_total = torch.zeros((), device=self.device)
+        correct_total = torch.zeros((), device=self.device)
+        images_total = 0
+        step = epoch * self.steps_per_epoch
+        for batch in self.batches():
+            transformed = self.hooks.transform_batch(batch, epoch)
+            loss, logits = self.step(transformed, epoch, step)
+            labels = transformed.labels
+            loss_total += loss * len(labels)
+            correct_total += (logits.argmax(dim=1) == labels).sum()
+            images_total += len(labels)
+            step += 1
+            advance()
+        # The only place of an epoch where the host waits for the device.
+        loss_sum, correct = torch.stack([loss_total, correct_total]).tolist()
+        if not math.isfinite(loss_sum):
+            raise ContractError(
+                f"training diverged in epoch {epoch + 1}: the loss is {loss_sum}; lower the "
+                f"learning rate (now {self.options.learning_rate:g})"
+            )
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.end_epoch(EpochMetrics(loss_sum / images_total, correct / images_total, rate), step)
+
+    def batches(self) -> Iterator[Batch]:
+        options = self.options
+        augmentation = Augmentation(
+            crop_padding=options.crop_padding, horizontal_flip=options.horizontal_flip
+        )
+        is_augmented = options.crop_padding > 0 or options.horizontal_flip
+        return batches(
+            self.data,
+            options.batch_size,
+            generator=self.generators["shuffle"],
+            augmentation=augmentation if is_augmented else None,
+            augmentation_generator=self.generators["augmentation"],
+            device=self.device,
+            # Batch norm cannot train on one image; batches of one were asked for by name.
+            merge_singleton=options.batch_size > 1,
+        )
+
+    def step(self, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        images = batch.images
+        if images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        outputs: list[Tensor] = []
+
+        def compute_loss() -> Tensor:
+            # Leaving autocast drops its cast copies of the weights, which may change in between.
+            with autocast(self.device, self.precision):
+                logits = self.forward(images).float()
+                loss = self.hooks.loss(logits, batch, epoch)
+            outputs.append(logits.detach())
+            self.samples_seen += len(images)
+            return loss
+
+        rate = learning_rate_at(self.options, step, self.options.epochs * self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.hooks.backward(self.model, batch, compute_loss)
+        lay_out_gradients(self.optimizer)
+        self.optimizer.step()
+        with torch.no_grad():
+            self.hooks.after_step(self.model)
+        return loss.detach(), outputs[0]
+
+    def end_epoch(self, metrics: EpochMetrics, steps: int) -> None:
+        epoch = self.summary.epochs_run
+        _log.debug("epoch %d: loss %.4f, accuracy %.4f", epoch, metrics.loss, metrics.accuracy)
+        stop = self.hooks.after_epoch(self.model, epoch, metrics)
+        self.summary = TrainingSummary(
+            epochs_run=epoch + 1,
+            stopped_early=bool(stop) and epoch + 1 < self.options.epochs,
+            history=(*self.summary.history, metrics),
+            samples_seen=self.samples_seen,
+            gradient_steps=steps,
+        )
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {
+            **_prefixed("model", _model_state(self.model)),
+            **_prefixed("optimizer", optimizer_state(self.optimizer)),
+            **_prefixed("generator", {k: g.get_state() for k, g in self.generators.items()}),
+            **_prefixed("hooks", self.hooks.state()),
+        }
+        # Files hold tensors in their plain order, whatever the layout in memory.
+        return {key: value.contiguous() for key, value in tensors.items()}, attrs.asdict(
+            self.summary
+        )
+
+    def resume(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        kept = _stripped("model", tensors)
+        own = _model_state(self.model)
+        if {name: value.shape for name, value in kept.items()} != {
+            name: value.shape for name, value in own.items()
+        }:
+            raise ContractError(
+                "the kept checkpoint is of another model than the one to be trained; "
+                "clear the checkpoint slot to begin anew"
+            )
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(kept[name])
+        load_optimizer_state(self.optimizer, _stripped("optimizer", tensors))
+        for name, generator in self.generators.items():
+            generator.set_state(tensors[f"generator.{name}"].cpu())
+        self.hooks.load_state(_stripped("hooks", tensors))
+        history = tuple(EpochMetrics(**metrics) for metrics in facts["history"])
+        self.summary = TrainingSummary(**{**facts, "history": history})
+        self.samples_seen = self.summary.samples_seen
+
+
+def _model_state(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name, also the buffers that are left out of files."""
+    return {
+        **{name: parameter.detach() for name, parameter in model.named_parameters()},
+        **dict(model.named_buffers()),
+    }
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": value for name, value in tensors.items()}
+
+
+def _stripped(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    start = f"{prefix}."
+    return {
+        name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)
+    }
+
+
+@contextlib.contextmanager
+def _train_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
+def _channels_last(model: nn.Module) -> Iterator[None]:
+    """Weights of convolutions as the fast kernels want them; plain order again afterwards."""
+    changed = [
+        parameter
+        for parameter in model.parameters()
+        if parameter.ndim == 4 and parameter.is_contiguous()
+    ]
+    for parameter in changed:
+        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        for parameter in changed:
+            parameter.data = parameter.data.contiguous()
