@@ -12,16 +12,13 @@ import functools
 import operator
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
 import attrs
 
 from backdoorkit.errors import ConfigError, Issue, nearest
-
-if TYPE_CHECKING:
-    from cattrs import Converter
 
 __all__ = [
     "OptionSpec",
@@ -32,12 +29,22 @@ __all__ = [
     "unstructure",
 ]
 
-_KEY: Final = "backdoorkit.option"
+#: Key of a field's metadata under which its rules are.
+RULES: Final = "backdoorkit.option"
+_WORDS: Final = {
+    bool: "true or false",
+    int: "whole number",
+    float: "number",
+    str: "text",
+    Path: "path",
+}
 T = TypeVar("T")
 
 
 @attrs.frozen(kw_only=True)
-class _Rules:
+class Rules:
+    """What :func:`option` says of a field."""
+
     help: str
     symbol: str | None = None
     ge: float | None = None
@@ -94,13 +101,13 @@ def option(
         What the paper calls it.
 
     """
-    rules = _Rules(help=help, symbol=symbol, ge=ge, gt=gt, le=le, lt=lt, choices=choices)
+    rules = Rules(help=help, symbol=symbol, ge=ge, gt=gt, le=le, lt=lt, choices=choices)
 
     def validate(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
         if fault := rules.fault(value):
             raise ValueError(f"{attribute.name} {fault}")
 
-    return attrs.field(default=default, validator=validate, metadata={_KEY: rules})
+    return attrs.field(default=default, validator=validate, metadata={RULES: rules})
 
 
 @attrs.frozen(kw_only=True)
@@ -141,6 +148,34 @@ class OptionSpec:
         return get_origin(self.base_type) is tuple
 
     @property
+    def type_name(self) -> str:
+        """The type in words: ``number in [0, 1]``, ``one of sgd, adam``, ``list of text``."""
+        inner = get_args(self.base_type)[0] if self.is_sequence else self.base_type
+        if self.allowed is not None:
+            words = "one of " + ", ".join(map(str, self.allowed))
+        elif attrs.has(inner):
+            words = "table"
+        else:
+            words = _WORDS.get(inner, "text")
+        words += f" in {self.bounds}" if self.bounds else ""
+        return f"list of {words}" if self.is_sequence else words
+
+    @property
+    def plain_default(self) -> Any:
+        """The default as plain (TOML and JSON ready) value; None where there is none."""
+        return None if self.required else _plain(self.default)
+
+    @property
+    def default_text(self) -> str:
+        """The default as written in a recipe; ``required`` or ``none`` where there is no value."""
+        if self.required:
+            return "required"
+        plain = self.plain_default
+        if plain is None:
+            return "none"
+        return str(plain).lower() if isinstance(plain, bool) else str(plain)
+
+    @property
     def bounds(self) -> str:
         """Interval notation such as ``[0, 1)``, or an empty string."""
         if all(bound is None for bound in (self.ge, self.gt, self.le, self.lt)):
@@ -164,7 +199,7 @@ class OptionSpec:
             inner = get_args(inner)[0]
         if self.choices is not None:
             return self.choices
-        if _is_literal(inner):
+        if is_literal(inner):
             return get_args(inner)
         if isinstance(inner, type) and issubclass(inner, enum.Enum):
             return tuple(member.value for member in inner)
@@ -177,7 +212,7 @@ def option_specs(config: type) -> tuple[OptionSpec, ...]:
     hints = typing.get_type_hints(config)
     specs = []
     for field in attrs.fields(config):
-        rules: _Rules = field.metadata.get(_KEY) or _Rules(help="")
+        rules: Rules = field.metadata.get(RULES) or Rules(help="")
         default = field.default
         if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
             default = default.factory()
@@ -203,12 +238,14 @@ def structure(config: type[T], values: Mapping[str, Any], path: str = "") -> T:
     """
     from cattrs import BaseValidationError
 
+    from backdoorkit.hooks._structuring import converter, issues
+
     if not isinstance(values, Mapping):
         raise ConfigError([Issue(path, f"must be a table, not {values!r}")])
     try:
-        return _converter().structure(dict(values), config)
+        return converter().structure(dict(values), config)
     except BaseValidationError as error:
-        raise ConfigError(list(_issues(error, path))) from None
+        raise ConfigError(list(issues(error, path))) from None
 
 
 def unstructure(config: Any) -> dict[str, Any]:
@@ -245,7 +282,7 @@ def _property(spec: OptionSpec) -> dict[str, Any]:
         body["enum"] = list(spec.allowed)
     else:
         inner = get_args(spec.base_type)[0] if spec.is_sequence else spec.base_type
-        body["type"] = {bool: "boolean", int: "integer", float: "number"}.get(inner, "string")
+        body.update(_type_schema(inner))
     for key, bound in (
         ("minimum", spec.ge),
         ("exclusiveMinimum", spec.gt),
@@ -261,6 +298,15 @@ def _property(spec: OptionSpec) -> dict[str, Any]:
     if not spec.required and spec.default is not None:
         body["default"] = _plain(spec.default)
     return body
+
+
+def _type_schema(annotation: Any) -> dict[str, Any]:
+    if attrs.has(annotation):
+        nested = json_schema(annotation)
+        del nested["$schema"]
+        return nested
+    names = {bool: "boolean", int: "integer", float: "number"}
+    return {"type": names.get(annotation, "string")}
 
 
 def _plain(value: Any) -> Any:
@@ -285,119 +331,6 @@ def _strip_optional(annotation: Any) -> tuple[Any, bool]:
     return annotation, False
 
 
-def _is_literal(annotation: Any) -> bool:
+def is_literal(annotation: Any) -> bool:
     origin: Any = get_origin(annotation)
     return origin is Literal
-
-
-# -- strict structuring ----------------------------------------------------------------------------
-
-
-@functools.cache
-def _converter() -> Converter:
-    from cattrs import Converter
-    from cattrs.gen import make_dict_structure_fn, override
-
-    converter = Converter(detailed_validation=True, forbid_extra_keys=True)
-    for kind, accepts, word in (
-        (bool, lambda v: isinstance(v, bool), "true or false"),
-        (int, lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number"),
-        (float, lambda v: isinstance(v, int | float) and not isinstance(v, bool), "a number"),
-        (str, lambda v: isinstance(v, str), "text"),
-        (Path, lambda v: isinstance(v, str | Path), "a path"),
-    ):
-        converter.register_structure_hook(kind, _strict(kind, accepts, word))
-    converter.register_structure_hook_func(
-        lambda t: isinstance(t, type) and issubclass(t, enum.Enum), _structure_enum
-    )
-    converter.register_structure_hook_func(_is_literal, _structure_literal)
-
-    def checked(annotation: Any, rules: _Rules) -> Callable[[Any, Any], Any]:
-        """Structure one field, then its bounds: so that all fields' faults come together."""
-
-        def hook(value: Any, _: Any) -> Any:
-            result = converter.structure(value, annotation)
-            if fault := rules.fault(result):
-                raise ValueError(fault)
-            return result
-
-        return hook
-
-    def factory(cls: type) -> Callable[[Any, Any], Any]:
-        hints = typing.get_type_hints(cls)
-        overrides = {
-            field.name: override(struct_hook=checked(hints[field.name], field.metadata[_KEY]))
-            for field in attrs.fields(cls)
-            if _KEY in field.metadata
-        }
-        return make_dict_structure_fn(
-            cls,
-            converter,
-            _cattrs_detailed_validation=True,
-            _cattrs_forbid_extra_keys=True,
-            **overrides,  # type: ignore[arg-type]
-        )
-
-    converter.register_structure_hook_factory(attrs.has, factory)
-    return converter
-
-
-def _strict(kind: type, accepts: Callable[[Any], bool], word: str) -> Callable[[Any, Any], Any]:
-    def hook(value: Any, _: Any) -> Any:
-        if not accepts(value):
-            raise TypeError(f"must be {word}, not {value!r}")
-        return kind(value)
-
-    return hook
-
-
-def _structure_enum(value: Any, kind: type[enum.Enum]) -> Any:
-    values = [member.value for member in kind]
-    if value not in values and not isinstance(value, kind):
-        raise ValueError(_not_one_of(value, values))
-    return kind(value)
-
-
-def _structure_literal(value: Any, annotation: Any) -> Any:
-    values = get_args(annotation)
-    if not any(value == item and type(value) is type(item) for item in values):
-        raise ValueError(_not_one_of(value, values))
-    return value
-
-
-def _not_one_of(value: Any, values: typing.Iterable[Any]) -> str:
-    return str(_Rules(help="", choices=tuple(values)).fault(value))
-
-
-def _issues(error: BaseException, path: str) -> typing.Iterator[Issue]:
-    """Flatten cattrs' exception group into (path, message) pairs."""
-    from cattrs import (
-        AttributeValidationNote,
-        BaseValidationError,
-        ForbiddenExtraKeysError,
-        IterableValidationNote,
-    )
-
-    if isinstance(error, ForbiddenExtraKeysError):
-        known = [field.name for field in attrs.fields(error.cl)]
-        for key in sorted(map(str, error.extra_fields)):
-            close = nearest(key, known)
-            advice = f"did you mean {close!r}?" if close else f"known: {', '.join(known) or 'none'}"
-            yield Issue(_join(path, key), f"unknown key; {advice}")
-    elif isinstance(error, BaseValidationError):
-        for inner in error.exceptions:
-            below = path
-            for note in getattr(inner, "__notes__", ()):
-                if isinstance(note, AttributeValidationNote):
-                    below = _join(path, note.name)
-                elif isinstance(note, IterableValidationNote):
-                    below = f"{path}[{note.index}]"
-            yield from _issues(inner, below)
-    elif isinstance(error, KeyError):
-        yield Issue(_join(path, str(error.args[0])), "is required")
-    else:
-        yield Issue(path, str(error))
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key
