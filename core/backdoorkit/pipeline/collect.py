@@ -1,0 +1,68 @@
+"""From what the steps made to the table: one cell per row and seed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from backdoorkit.pipeline.results import Cell, Cost, Detection, Row, Table
+
+if TYPE_CHECKING:
+    from backdoorkit.pipeline.plan import Entry
+    from backdoorkit.pipeline.runner import Run
+
+__all__ = ["collect"]
+
+
+def collect(run: Run) -> Table:
+    """The table of a run whose steps have all been tried."""
+    rows: dict[tuple[str, ...], list[Cell]] = {}
+    detections = []
+    columns: dict[str, None] = {}
+    for entry in run.plan.entries:
+        if entry.detect is not None:
+            detections.append(_detection(run, entry))
+            continue
+        cell = _cell(run, entry)
+        columns.update(dict.fromkeys(cell.metrics))
+        names = (entry.data, entry.model, entry.attack, entry.defense)
+        rows.setdefault(names, []).append(cell)
+    return Table(
+        columns=tuple(columns),
+        rows=tuple(
+            Row(data=data, model=model, attack=attack, defense=defense, cells=tuple(cells))
+            for (data, model, attack, defense), cells in rows.items()
+        ),
+        detections=tuple(detections),
+    )
+
+
+def _cell(run: Run, entry: Entry) -> Cell:
+    assert entry.measure is not None
+    measured = run.results[entry.measure.key]
+    if measured.artifact is None:
+        return Cell(seed=entry.seed, error=measured.error)
+    made = run.results[entry.model_step.key].artifact
+    facts: dict[str, Any] = {} if made is None else dict(made.facts)
+    return Cell(
+        seed=entry.seed,
+        metrics=measured.artifact.read_json("metrics.json"),
+        cost=Cost.from_json(facts.get("cost", {})),
+        clean_samples=facts.get("clean_samples", 0),
+        oracle=facts.get("oracle", False),
+    )
+
+
+def _detection(run: Run, entry: Entry) -> Detection:
+    assert entry.detect is not None
+    result = run.results[entry.detect.key]
+    names: dict[str, Any] = {
+        "data": entry.data,
+        "model": entry.model,
+        "attack": entry.attack,
+        "detector": entry.defense,
+        "seed": entry.seed,
+    }
+    if result.artifact is None:
+        return Detection(**names, error=result.error)
+    verdict = result.artifact.read_json("verdict.json")
+    return Detection(**names, **verdict, oracle=result.artifact.facts.get("oracle", False))

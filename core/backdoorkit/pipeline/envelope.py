@@ -1,0 +1,180 @@
+"""What surrounds every method: copies, seeds, the declared resources, and checks of the result.
+
+A method's own code is only its mathematics; nothing it forgets (a hook left on the model, train
+mode, a frozen parameter, the global generator) can reach the next step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from backdoorkit.contracts import DefenseResult, DetectionResult
+from backdoorkit.errors import ContractError
+from backdoorkit.hooks.info import Need
+from backdoorkit.tasks import DefenseTask, DetectionTask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from backdoorkit.data.images import ImageSet
+
+    from backdoorkit.context import Context
+    from backdoorkit.contracts import Defense, Detector
+    from backdoorkit.hooks.info import MethodInfo
+
+__all__ = ["Resources", "run_defense", "run_detector", "seeded"]
+
+
+class Resources:
+    """Everything a defender could be given; a method gets the part that it declared."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        clean: ImageSet,
+        training_data: Callable[[], ImageSet] | None,
+        build_model: Callable[[], nn.Module],
+        num_classes: int,
+        image_shape: tuple[int, int, int],
+    ) -> None:
+        self.model = model
+        self.clean = clean
+        self.training_data = training_data
+        self.build_model = build_model
+        self.num_classes = num_classes
+        self.image_shape = image_shape
+
+    def declared(self, info: MethodInfo) -> dict[Need, Any]:
+        """Private copies of what ``info`` declares.
+
+        Raises
+        ------
+        ContractError
+            where the run has not got it (training data of an imported model).
+
+        """
+        given: dict[Need, Any] = {}
+        if Need.WEIGHTS in info.needs:
+            given[Need.WEIGHTS] = _private(self.model)
+        if Need.CLEAN_SAMPLES in info.needs:
+            given[Need.CLEAN_SAMPLES] = self.clean
+        if Need.TRAINING_DATA in info.needs:
+            if self.training_data is None:
+                raise ContractError(
+                    f"{info.name} needs the training data, and the model was imported without any; "
+                    "leave it out, or train the model in the recipe"
+                )
+            given[Need.TRAINING_DATA] = self.training_data()
+        if Need.TRAINING_CONTROL in info.needs:
+            given[Need.TRAINING_CONTROL] = self.build_model
+        if Need.QUERIES in info.needs:
+            given[Need.QUERIES] = _querier(_private(self.model))
+        return given
+
+
+def run_defense(
+    defense: Defense[Any], info: MethodInfo, resources: Resources, context: Context
+) -> DefenseResult:
+    """Run a defense inside its envelope and check what it returns."""
+    task = DefenseTask(
+        method=info.name,
+        num_classes=resources.num_classes,
+        image_shape=resources.image_shape,
+        resources=resources.declared(info),
+    )
+    with seeded(context):
+        result = defense.run(task, context)
+    if not isinstance(result, DefenseResult):
+        raise ContractError(f"{info.name} must return a DefenseResult, not {type(result).__name__}")
+    _check_json(info.name, result.details)
+    _check_tensors(info.name, result.tensors)
+    _check_model(info.name, result.model, resources)
+    return result
+
+
+def run_detector(
+    detector: Detector[Any], info: MethodInfo, resources: Resources, context: Context
+) -> DetectionResult:
+    """Run a detector inside its envelope and check what it returns."""
+    task = DetectionTask(
+        method=info.name,
+        num_classes=resources.num_classes,
+        image_shape=resources.image_shape,
+        resources=resources.declared(info),
+    )
+    with seeded(context):
+        result = detector.run(task, context)
+    if not isinstance(result, DetectionResult):
+        raise ContractError(
+            f"{info.name} must return a DetectionResult, not {type(result).__name__}"
+        )
+    _check_json(info.name, result.details)
+    _check_tensors(info.name, result.tensors)
+    if not isinstance(result.score, int | float) or result.score != result.score:
+        raise ContractError(f"{info.name} returned the score {result.score!r}; it must be a number")
+    return result
+
+
+@contextlib.contextmanager
+def seeded(context: Context) -> Iterator[None]:
+    """Give torch's global generators a known state inside, and the caller's state back after.
+
+    Methods draw from generators they are handed; this is for torch's own layers (dropout,
+    initialisers), which can draw from nothing else.
+    """
+    devices = [context.device] if context.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(context.generator("global").initial_seed())
+        yield
+
+
+def _private(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).eval().requires_grad_(True)
+
+
+def _querier(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    def query(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = model(images)
+        return logits.clone()
+
+    return query
+
+
+def _check_model(name: str, model: nn.Module, resources: Resources) -> None:
+    """The result must load into the original architecture: what is saved is what was measured."""
+    if not isinstance(model, nn.Module):
+        raise ContractError(f"{name} must return a model, not {type(model).__name__}")
+    expected = {key: value.shape for key, value in resources.model.state_dict().items()}
+    came = {key: value.shape for key, value in model.state_dict().items()}
+    if expected != came:
+        different = sorted(
+            key for key in expected.keys() | came.keys() if expected.get(key) != came.get(key)
+        )
+        raise ContractError(
+            f"{name} returned a model of another architecture; {len(different)} entries differ, "
+            f"first {different[0]!r}; fold masks into the original weights before returning"
+        )
+    for key, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ContractError(f"{name} returned a model with non-finite values in {key!r}")
+
+
+def _check_json(name: str, details: Mapping[str, Any]) -> None:
+    try:
+        json.dumps(dict(details), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ContractError(f"{name} returned details that JSON cannot hold: {error}") from None
+
+
+def _check_tensors(name: str, tensors: Mapping[str, Tensor]) -> None:
+    for key, value in tensors.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ContractError(f"{name} returned tensors[{key!r}] of {type(value).__name__}")

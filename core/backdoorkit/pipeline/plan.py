@@ -1,0 +1,317 @@
+"""A recipe becomes a plan: steps in order, each with a content key, shared steps once.
+
+A step's key is the hash of what it does (method, versions, resolved configuration), of the keys of
+what it starts from, and of the seed. Two cells that need the same victim therefore share one step,
+in one run or in many.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from backdoorkit.pipeline.keys import content_key
+
+import backdoorkit
+from backdoorkit.hooks.options import option_specs, unstructure
+from backdoorkit.pipeline.results import NO_DEFENSE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from backdoorkit.pipeline.recipe import DataChoice, MethodChoice, ModelChoice, Recipe
+
+    from backdoorkit.hooks.shared_options import TrainOptions
+
+__all__ = ["NO_ATTACK", "Entry", "Plan", "Step", "StepKind", "labels", "make_plan"]
+
+#: Label of the clean twin: the same model trained on clean data.
+NO_ATTACK = "none"
+
+
+class StepKind(enum.StrEnum):
+    """What a step makes; also the name of its folder in the store."""
+
+    DATA = "data"
+    POISON = "poison"
+    VICTIM = "victim"
+    EVALUATE = "predictions"
+    DEFEND = "repaired"
+    DETECT = "verdict"
+    MEASURE = "metrics"
+
+
+@attrs.frozen(kw_only=True)
+class Step:
+    """One thing to make, with the keys of what it starts from."""
+
+    kind: StepKind
+    key: str
+    label: str
+    seed: int
+    #: what the step starts from, by role
+    inputs: Mapping[str, Step] = attrs.field(factory=dict)
+    #: the recipe's choices this step carries out, by role
+    choices: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Entry:
+    """Where the table's numbers come from: one row at one seed."""
+
+    data: str
+    model: str
+    attack: str
+    defense: str
+    seed: int
+    victim: Step
+    #: the step that made the model this entry is about: the victim or a repaired one
+    model_step: Step
+    #: None for a detector's entry
+    measure: Step | None = None
+    detect: Step | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """Steps in an order in which each comes after what it starts from."""
+
+    steps: tuple[Step, ...]
+    entries: tuple[Entry, ...]
+
+    def of_kind(self, *kinds: StepKind) -> tuple[Step, ...]:
+        return tuple(step for step in self.steps if step.kind in kinds)
+
+
+def labels(choices: Sequence[MethodChoice]) -> list[str]:
+    """Names for the table: options are added only where the name alone would not tell."""
+    names = [choice.name for choice in choices]
+    return [
+        name if names.count(name) == 1 else f"{name} ({_distinguishing(choice, choices)})"
+        for name, choice in zip(names, choices, strict=True)
+    ]
+
+
+def _distinguishing(choice: MethodChoice, choices: Sequence[MethodChoice]) -> str:
+    same = [other.config for other in choices if other.name == choice.name]
+    varying = [
+        spec.name
+        for spec in option_specs(type(choice.config))
+        if len({repr(getattr(config, spec.name)) for config in same}) > 1
+    ]
+    own = unstructure(choice.config)
+    return ", ".join(f"{name}={own.get(name)}" for name in varying) or "repeated"
+
+
+def make_plan(
+    recipe: Recipe,
+    *,
+    data_fingerprint: Callable[[DataChoice], str],
+    file_fingerprint: Callable[[Any], str],
+) -> Plan:
+    """All steps of a recipe.
+
+    Parameters
+    ----------
+    recipe:
+        Resolved and validated.
+    data_fingerprint:
+        Identifies the images behind a data choice (:meth:`Dataset.fingerprint`).
+    file_fingerprint:
+        Identifies the content of a weights file.
+
+    """
+    builder = _Builder(recipe, data_fingerprint, file_fingerprint)
+    entries = tuple(builder.entries())
+    return Plan(steps=builder.ordered(), entries=entries)
+
+
+class _Builder:
+    def __init__(
+        self,
+        recipe: Recipe,
+        data_fingerprint: Callable[[DataChoice], str],
+        file_fingerprint: Callable[[Any], str],
+    ) -> None:
+        self._recipe = recipe
+        self._data_fingerprint = data_fingerprint
+        self._file_fingerprint = file_fingerprint
+        self._steps: dict[str, Step] = {}
+
+    def ordered(self) -> tuple[Step, ...]:
+        """Data and poisoning first: they are quick, and what is impossible shows there."""
+        early = (StepKind.DATA, StepKind.POISON)
+        steps = self._steps.values()
+        return (
+            *(step for kind in early for step in steps if step.kind is kind),
+            *(step for step in steps if step.kind not in early),
+        )
+
+    def entries(self) -> Iterator[Entry]:
+        recipe = self._recipe
+        data_labels = labels(recipe.data)
+        model_labels = labels(recipe.models)
+        attack_labels = labels(recipe.attacks)
+        for data, data_label in zip(recipe.data, data_labels, strict=True):
+            for model, model_label in zip(recipe.models, model_labels, strict=True):
+                for train, suffix in zip(recipe.train, _train_labels(recipe.train), strict=True):
+                    for attack, attack_label in zip(recipe.attacks, attack_labels, strict=True):
+                        for seed in recipe.seeds:
+                            names = {
+                                "data": data_label,
+                                "model": model_label + suffix,
+                                "attack": attack_label,
+                                "seed": seed,
+                            }
+                            data_step = self._data(data, seed)
+                            victim = self._victim(data_step, model, train, attack, seed, names)
+                            yield from self._cells(victim, data_step, names)
+
+    def _cells(self, victim: Step, data: Step, names: dict[str, Any]) -> Iterator[Entry]:
+        recipe = self._recipe
+        common = {**names, "victim": victim}
+        baseline = self._evaluate(victim, victim, data, "victim", names)
+        measure = self._measure(baseline, None, victim, names)
+        yield Entry(**common, defense=NO_DEFENSE, model_step=victim, measure=measure)
+        for choice, label in zip(recipe.defenses, labels(recipe.defenses), strict=True):
+            repaired = self._method(StepKind.DEFEND, choice, label, victim, data, names)
+            predictions = self._evaluate(repaired, victim, data, label, names)
+            measure = self._measure(predictions, baseline, victim, names)
+            yield Entry(**common, defense=label, model_step=repaired, measure=measure)
+        for choice, label in zip(recipe.detectors, labels(recipe.detectors), strict=True):
+            verdict = self._method(StepKind.DETECT, choice, label, victim, data, names)
+            yield Entry(**common, defense=label, model_step=victim, detect=verdict)
+
+    # -- one method per kind of step ---------------------------------------------------------------
+
+    def _data(self, data: DataChoice, seed: int) -> Step:
+        return self._step(
+            StepKind.DATA,
+            f"split {data.name}, seed {seed}",
+            seed,
+            {},
+            {"data": data},
+            method=_identity(data),
+            options=unstructure(data.options),
+            fingerprint=self._data_fingerprint(data),
+        )
+
+    def _victim(
+        self,
+        data: Step,
+        model: ModelChoice,
+        train: TrainOptions,
+        attack: MethodChoice,
+        seed: int,
+        names: Mapping[str, Any],
+    ) -> Step:
+        choices = {"model": model, "attack": attack, "train": train}
+        clean = attack.name == NO_ATTACK
+        facts: dict[str, Any] = {"model": _identity(model), "normalization": model.normalization}
+        if model.weights is not None:
+            facts["weights"] = self._file_fingerprint(model.weights)
+            facts["attack"] = None if clean else _identity(attack)
+            label = f"import {model.weights.name} as {names['model']}"
+            return self._step(StepKind.VICTIM, label, seed, {"data": data}, choices, **facts)
+        inputs = {"data": data}
+        if not clean:
+            inputs["poison"] = self._step(
+                StepKind.POISON,
+                f"poison {names['data']} by {names['attack']}, seed {seed}",
+                seed,
+                {"data": data},
+                {"attack": attack},
+                method=_identity(attack),
+            )
+        facts["train"] = unstructure(train)
+        label = f"train {names['model']} on {names['data']}, attack {names['attack']}, seed {seed}"
+        return self._step(StepKind.VICTIM, label, seed, inputs, choices, **facts)
+
+    def _method(
+        self,
+        kind: StepKind,
+        choice: MethodChoice,
+        label: str,
+        victim: Step,
+        data: Step,
+        names: Mapping[str, Any],
+    ) -> Step:
+        verb = "defend by" if kind is StepKind.DEFEND else "detect by"
+        return self._step(
+            kind,
+            f"{verb} {label}, attack {names['attack']}, seed {names['seed']}",
+            victim.seed,
+            {"victim": victim, "data": data},
+            {"method": choice},
+            method=_identity(choice),
+        )
+
+    def _evaluate(
+        self, model: Step, victim: Step, data: Step, what: str, names: Mapping[str, Any]
+    ) -> Step:
+        return self._step(
+            StepKind.EVALUATE,
+            f"evaluate {what}, attack {names['attack']}, seed {names['seed']}",
+            victim.seed,
+            {"model": model, "victim": victim, "data": data},
+            {},
+        )
+
+    def _measure(
+        self, predictions: Step, baseline: Step | None, victim: Step, names: Mapping[str, Any]
+    ) -> Step:
+        inputs = {"predictions": predictions, "victim": victim}
+        if baseline is not None:
+            inputs["baseline"] = baseline
+        return self._step(
+            StepKind.MEASURE,
+            f"measure, attack {names['attack']}, seed {names['seed']}",
+            victim.seed,
+            inputs,
+            {"metrics": self._recipe.metrics},
+            metrics=[_identity(metric) for metric in self._recipe.metrics],
+        )
+
+    def _step(
+        self,
+        kind: StepKind,
+        label: str,
+        seed: int,
+        inputs: Mapping[str, Step],
+        choices: Mapping[str, Any],
+        **facts: Any,
+    ) -> Step:
+        key = content_key(
+            kind=kind.value,
+            core=backdoorkit.__version__,
+            seed=seed,
+            inputs={role: step.key for role, step in inputs.items()},
+            **facts,
+        )
+        made = Step(kind=kind, key=key, label=label, seed=seed, inputs=inputs, choices=choices)
+        return self._steps.setdefault(key, made)
+
+
+def _identity(choice: MethodChoice | ModelChoice | DataChoice) -> dict[str, Any]:
+    """What of a choice enters a key: the method, whose code it is, and every option's value."""
+    return {
+        "name": choice.name,
+        "distribution": choice.method.distribution,
+        "version": choice.method.version,
+        "config": unstructure(choice.config),
+    }
+
+
+def _train_labels(options: Sequence[TrainOptions]) -> list[str]:
+    if len(options) == 1:
+        return [""]
+    varying = [
+        spec.name
+        for spec in option_specs(type(options[0]))
+        if len({repr(getattr(option, spec.name)) for option in options}) > 1
+    ]
+    return [
+        f" ({', '.join(f'{name}={getattr(option, name)}' for name in varying)})"
+        for option in options
+    ]

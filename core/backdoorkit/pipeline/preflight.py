@@ -1,0 +1,68 @@
+"""Refusals that need no training: does every method find the layers it needs?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backdoorkit.models.structure import find_structure
+
+from backdoorkit.errors import ContractError, InputError, StructureError
+from backdoorkit.hooks.info import Need
+from backdoorkit.pipeline.plan import StepKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from backdoorkit.pipeline.plan import Plan, Step
+    from backdoorkit.pipeline.workshop import Workshop
+
+__all__ = ["check_methods"]
+
+
+def check_methods(plan: Plan, workshop: Workshop) -> None:
+    """Ask every defense and detector whether it can work on the model it is to get.
+
+    Runs on untrained models of the same architectures, before anything is trained. Steps whose
+    result is in the store already are not asked.
+
+    Raises
+    ------
+    StructureError
+        naming each method, the layer and the reason, all at once.
+    InputError
+        where a method needs what the run has not got.
+
+    """
+    faults = list(dict.fromkeys(_faults(plan, workshop)))
+    if faults:
+        raise StructureError("\n".join(faults))
+
+
+def _faults(plan: Plan, workshop: Workshop) -> Iterator[str]:
+    asked: set[tuple[str, str]] = set()
+    for step in plan.of_kind(StepKind.DEFEND, StepKind.DETECT):
+        choice, victim = step.choices["method"], step.inputs["victim"]
+        model = victim.choices["model"]
+        question = (repr((choice.name, choice.config)), repr((model.name, model.config)))
+        if question in asked or workshop.store.get(step.kind.value, step.key) is not None:
+            continue
+        asked.add(question)
+        if Need.TRAINING_DATA in choice.method.info.needs and model.weights is not None:
+            yield (
+                f"{choice.name} needs the training data, and {model.weights.name} was trained "
+                "elsewhere; leave the method out, or train the model in the recipe"
+            )
+            continue
+        yield from _refusal(step, victim, workshop)
+
+
+def _refusal(step: Step, victim: Step, workshop: Workshop) -> Iterator[str]:
+    choice = step.choices["method"]
+    method = workshop.registry.create(choice.method, choice.config)
+    shape = tuple(workshop.artifact(victim.inputs["data"]).facts["image_shape"])
+    try:
+        method.check(find_structure(workshop.build(victim), shape))
+    except StructureError as error:
+        yield f"{choice.name} cannot work on {victim.choices['model'].name}: {error}"
+    except (InputError, ContractError) as error:
+        yield f"{choice.name}: {error}"

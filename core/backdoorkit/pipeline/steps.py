@@ -1,0 +1,373 @@
+"""How each kind of step is carried out: what it reads and what it writes into its artifact."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from backdoorkit.data.poison import SampleKind, apply_trigger
+from backdoorkit.data.splits import make_splits
+from backdoorkit.models.checkpoints import load_weights, read_weights
+from safetensors.torch import load_file, save_file
+
+from backdoorkit.errors import InputError
+from backdoorkit.evaluation import Evaluation, evaluate
+from backdoorkit.hooks.options import unstructure
+from backdoorkit.pipeline.envelope import run_defense, run_detector, seeded
+from backdoorkit.pipeline.metering import Meter
+from backdoorkit.pipeline.plan import NO_ATTACK, StepKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backdoorkit.data.images import ImageSet
+    from backdoorkit.models.normalized import NormalizedModel
+    from backdoorkit.pipeline.recipe import DataChoice, MethodChoice, ModelChoice
+    from backdoorkit.pipeline.store import Artifact, Draft
+    from torch import Tensor, nn
+
+    from backdoorkit.context import Context
+    from backdoorkit.contracts import Attack, Trigger
+    from backdoorkit.hooks.shared_options import TrainOptions
+    from backdoorkit.pipeline.plan import Step
+    from backdoorkit.pipeline.workshop import Workshop
+
+__all__ = ["make"]
+
+
+def make(workshop: Workshop, step: Step) -> Artifact:
+    """Carry out one step and store what it made."""
+    with workshop.store.create(step.kind.value, step.key) as draft:
+        with Meter(workshop.device) as meter:
+            facts = _MAKERS[step.kind](workshop, step, draft)
+        facts["cost"] = {
+            "seconds": meter.seconds,
+            "peak_memory_bytes": meter.peak_memory_bytes,
+            **facts.get("cost", {}),
+        }
+        facts["hardware"] = hardware(workshop.device)
+        draft.facts.update(facts, label=step.label, seed=step.seed)
+    return workshop.artifact(step)
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """Where a step ran, for its record."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "device": device.type,
+        "name": name or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+# -- data and poison -------------------------------------------------------------------------------
+
+
+def _split(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
+    choice: DataChoice = step.choices["data"]
+    train, test = workshop.whole(choice, "train"), workshop.whole(choice, "test")
+    if train.shape != test.shape or train.class_names != test.class_names:
+        raise InputError(
+            f"{choice.name}: training and test split must agree in image size and classes, not "
+            f"{train.shape} with {train.num_classes} classes against {test.shape} with "
+            f"{test.num_classes}"
+        )
+    generator = workshop.context(step, choice.name).generator("splits")
+    splits = make_splits(train.labels.cpu(), test.labels.cpu(), choice.options, generator)
+    parts = {"train": splits.train, "reserve": splits.reserve, "test": splits.test}
+    _save(draft, "splits", parts)
+    mean, std = _channel_statistics(train.subset(splits.train.to(train.device)))
+    return {
+        "image_shape": list(train.shape),
+        "class_names": list(train.class_names),
+        "mean": mean,
+        "std": std,
+        "sizes": {name: len(positions) for name, positions in parts.items()},
+    }
+
+
+def _poison(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
+    choice: MethodChoice = step.choices["attack"]
+    attack: Attack[Any] = workshop.registry.create(choice.method, choice.config)
+    context = workshop.context(step, choice.name)
+    data = workshop.part(step.inputs["data"], "train")
+    with seeded(context):
+        trigger = attack.prepare(data, context)
+        poisoned = attack.poison(data, trigger, context)
+    positions = (poisoned.kinds != SampleKind.CLEAN).nonzero().flatten()
+    _save(draft, "trigger", trigger.state())
+    _save(
+        draft,
+        "poison",
+        {
+            "positions": positions,
+            "kinds": poisoned.kinds[positions],
+            "labels": poisoned.data.labels[positions],
+            "true_labels": poisoned.true_labels[positions],
+            "ids": data.ids[positions],
+            "images": poisoned.data.fetch(positions),
+        },
+    )
+    counts = {kind.name.lower(): int((poisoned.kinds == kind).sum()) for kind in SampleKind}
+    return {"attack": _chosen(choice), "kinds": counts, "cost": _cost(context)}
+
+
+# -- victim ----------------------------------------------------------------------------------------
+
+
+def _victim(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
+    choice: ModelChoice = step.choices["model"]
+    model = workshop.build(step)
+    trigger = _carry_trigger(workshop, step, draft)
+    if choice.weights is None:
+        facts = _train(workshop, step, model, trigger)
+    else:
+        load_weights(model.network, read_weights(choice.weights), path=choice.weights)
+        facts = {"imported": choice.weights.name}
+    _save(draft, "model", model.state_dict())
+    _save(draft, "samples", _samples(workshop, step, trigger))
+    data = workshop.artifact(step.inputs["data"]).facts
+    return {
+        **facts,
+        "architecture": _chosen(choice),
+        "attack": _chosen(step.choices["attack"]),
+        "image_shape": data["image_shape"],
+        "class_names": data["class_names"],
+    }
+
+
+def _carry_trigger(workshop: Workshop, step: Step, draft: Draft) -> Trigger | None:
+    """Put the trigger, and who was poisoned, beside the model: a victim is one artifact.
+
+    An imported model was poisoned elsewhere; its trigger is made from the configuration alone.
+    """
+    attack = workshop.attack(step)
+    if attack is None:
+        return None
+    if "poison" not in step.inputs:
+        context = workshop.context(step, step.choices["attack"].name)
+        with seeded(context):
+            trigger = attack.prepare(workshop.part(step.inputs["data"], "train"), context)
+        _save(draft, "trigger", trigger.state())
+        return trigger
+    poison = workshop.artifact(step.inputs["poison"])
+    record = load_file(poison.file("poison.safetensors"))
+    del record["images"]  # who was poisoned and how; the images stay with the poison step
+    _save(draft, "poison", record)
+    state = load_file(poison.file("trigger.safetensors"))
+    _save(draft, "trigger", state)
+    return attack.restore({name: value.to(workshop.device) for name, value in state.items()})
+
+
+def _train(
+    workshop: Workshop, step: Step, model: NormalizedModel, trigger: Trigger | None
+) -> dict[str, Any]:
+    context = workshop.context(step, "victim")
+    attack = workshop.attack(step)
+    hooks = None
+    if attack is not None and trigger is not None:
+        hooks = attack.control(trigger, context)
+    slot = workshop.store.slot(step.kind.value, step.key)
+    options: TrainOptions = step.choices["train"]
+    with seeded(context):
+        summary = context.fit(
+            model, workshop.training_data(step), options, hooks=hooks, checkpoint=slot
+        )
+    slot.clear()
+    return {
+        "training": {
+            "options": unstructure(options),
+            "history": [attrs.asdict(epoch) for epoch in summary.history],
+        },
+        "cost": _cost(context),
+    }
+
+
+def _samples(
+    workshop: Workshop, step: Step, trigger: Trigger | None, count: int = 8
+) -> dict[str, Tensor]:
+    """A few test images of the first classes, as they are and with the trigger, for pictures."""
+    test = workshop.part(step.inputs["data"], "test")
+    first = [(test.labels == label).nonzero()[:1, 0] for label in range(test.num_classes)]
+    some = test.subset(torch.cat(first)[:count])
+    samples = {"clean": some.images, "labels": some.labels}
+    if trigger is not None:
+        samples["triggered"] = apply_trigger(trigger, some.images, some.labels, some.ids)
+    return samples
+
+
+# -- evaluation and metrics ------------------------------------------------------------------------
+
+
+def _evaluate(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
+    victim = step.inputs["victim"]
+    evaluation = _predictions(
+        workshop,
+        workshop.model(step.inputs["model"], victim),
+        victim,
+        workshop.part(step.inputs["data"], "test"),
+    )
+    _save(draft, "predictions", evaluation.to_tensors())
+    return {"evaluation": evaluation.to_facts()}
+
+
+def _predictions(workshop: Workshop, model: nn.Module, victim: Step, test: ImageSet) -> Evaluation:
+    attack = workshop.attack(victim)
+    return evaluate(
+        model,
+        test,
+        workshop.triggered_test(victim),
+        targets=workshop.wanted_labels(victim, test.labels),
+        target=None if attack is None else attack.config.target,
+        label_map=None if attack is None else attack.config.label_map.value,
+        device=workshop.device,
+    )
+
+
+def _measure(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
+    evaluation = _stored_evaluation(workshop, step.inputs["predictions"])
+    if "baseline" in step.inputs:
+        baseline = _stored_evaluation(workshop, step.inputs["baseline"])
+        evaluation = attrs.evolve(evaluation, baseline=baseline)
+    columns: dict[str, dict[str, Any]] = {}
+    for choice in step.choices["metrics"]:
+        metric = workshop.registry.create(choice.method, choice.config)
+        for column, value in metric.compute(evaluation).items():
+            if column in columns:
+                raise InputError(
+                    f"metrics {columns[column]['metric']} and {choice.name} both make the column "
+                    f"{column}; leave one of them out"
+                )
+            columns[column] = {
+                "metric": choice.name,
+                "value": value.value,
+                "numerator": value.numerator,
+                "denominator": value.denominator,
+                "rule": value.rule,
+            }
+    draft.write_json("metrics.json", columns)
+    return {}
+
+
+def _stored_evaluation(workshop: Workshop, step: Step) -> Evaluation:
+    artifact = workshop.artifact(step)
+    tensors = load_file(artifact.file("predictions.safetensors"))
+    return Evaluation.from_tensors(tensors, artifact.facts["evaluation"])
+
+
+# -- defenses and detectors ------------------------------------------------------------------------
+
+
+def _defend(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
+    choice: MethodChoice = step.choices["method"]
+    victim = step.inputs["victim"]
+    context = workshop.context(step, choice.name, _oracle(workshop, victim))
+    defense = workshop.registry.create(choice.method, choice.config)
+    result = run_defense(defense, choice.method.info, workshop.resources(victim), context)
+    _save(draft, "model", result.model.state_dict())
+    _save(draft, "tensors", result.tensors)
+    return _method_facts(workshop, choice, context, step, dict(result.details))
+
+
+def _detect(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
+    choice: MethodChoice = step.choices["method"]
+    victim = step.inputs["victim"]
+    context = workshop.context(step, choice.name, _oracle(workshop, victim))
+    detector = workshop.registry.create(choice.method, choice.config)
+    result = run_detector(detector, choice.method.info, workshop.resources(victim), context)
+    _save(draft, "tensors", result.tensors)
+    draft.write_json(
+        "verdict.json",
+        {
+            "score": float(result.score),
+            "threshold": result.threshold,
+            "detected": result.detected,
+            "target": result.target,
+        },
+    )
+    return _method_facts(workshop, choice, context, step, dict(result.details))
+
+
+def _oracle(workshop: Workshop, victim: Step) -> Callable[[nn.Module], float]:
+    """Test attack success of a model, over images whose true label is not the wanted one."""
+
+    def attack_success(model: nn.Module) -> float:
+        test = workshop.part(victim.inputs["data"], "test")
+        triggered = _predictions(workshop, model, victim, test).triggered
+        if triggered is None or triggered.targets is None:
+            raise InputError("oracle selection needs an attack; the model has none in this run")
+        counted = triggered.labels != triggered.targets
+        hits = triggered.predicted[counted] == triggered.targets[counted]
+        return float(hits.double().mean())
+
+    return attack_success
+
+
+def _method_facts(
+    workshop: Workshop, choice: MethodChoice, context: Context, step: Step, details: dict[str, Any]
+) -> dict[str, Any]:
+    sizes = workshop.artifact(step.inputs["data"]).facts["sizes"]
+    uses_reserve = "clean-samples" in choice.method.info.needs
+    return {
+        "method": _chosen(choice),
+        "details": details,
+        "oracle": context.oracle_used,
+        "clean_samples": sizes["reserve"] if uses_reserve else 0,
+        "cost": _cost(context),
+    }
+
+
+# -- shared ----------------------------------------------------------------------------------------
+
+
+def _save(draft: Draft, name: str, tensors: Any) -> None:
+    plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    save_file(plain, draft.path / f"{name}.safetensors")
+
+
+def _cost(context: Context) -> dict[str, int]:
+    return {"samples_seen": context.samples_seen, "gradient_steps": context.gradient_steps}
+
+
+def _chosen(choice: Any) -> dict[str, Any] | None:
+    """A choice as the record tells it; None for the clean twin's missing attack."""
+    if choice.name == NO_ATTACK:
+        return None
+    return {
+        "name": choice.name,
+        "distribution": choice.method.distribution,
+        "version": choice.method.version,
+        "config": unstructure(choice.config),
+    }
+
+
+def _channel_statistics(data: ImageSet, chunk: int = 8192) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel of the pixels in [0, 1], exactly from histograms."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    counts: Tensor = torch.zeros(data.shape[0], 256, dtype=torch.float64)
+    for start in range(0, len(data), chunk):
+        stop = min(start + chunk, len(data))
+        images = data.fetch(torch.arange(start, stop, device=data.device)).cpu()
+        for channel, pixels in enumerate(images.transpose(0, 1)):
+            counts[channel] += torch.bincount(pixels.flatten().int(), minlength=256)
+    shares = counts / counts.sum(1, keepdim=True)
+    mean = shares @ levels
+    variance = shares @ levels.square() - mean.square()
+    # A constant channel must not be divided by zero.
+    std = variance.clamp_min(0).sqrt().clamp_min(1e-3)
+    return [float(value) for value in mean], [float(value) for value in std]
+
+
+_MAKERS: dict[StepKind, Callable[[Workshop, Step, Draft], dict[str, Any]]] = {
+    StepKind.DATA: _split,
+    StepKind.POISON: _poison,
+    StepKind.VICTIM: _victim,
+    StepKind.EVALUATE: _evaluate,
+    StepKind.DEFEND: _defend,
+    StepKind.DETECT: _detect,
+    StepKind.MEASURE: _measure,
+}

@@ -1,0 +1,183 @@
+"""What the steps of a run share: loaded images, built models, triggers, contexts.
+
+Everything is read through the store, so that a step gives the same result whether what it starts
+from was made a moment ago or last month.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from backdoorkit.data.poison import apply_trigger, map_labels
+from backdoorkit.models.checkpoints import load_weights
+from backdoorkit.models.normalized import NormalizedModel
+from safetensors.torch import load_file
+
+from backdoorkit.context import Context
+from backdoorkit.errors import ContractError
+from backdoorkit.pipeline.envelope import Resources, seeded
+from backdoorkit.pipeline.plan import NO_ATTACK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backdoorkit.data.images import ImageSet
+    from backdoorkit.pipeline.recipe import DataChoice, MethodChoice, ModelChoice
+    from backdoorkit.pipeline.store import Artifact, Store
+    from torch import Tensor
+
+    from backdoorkit.context import Progress
+    from backdoorkit.contracts import Attack, Trigger
+    from backdoorkit.hooks.registry import Registry
+    from backdoorkit.pipeline.plan import Step
+
+__all__ = ["Workshop"]
+
+
+class Workshop:
+    """Read access to what earlier steps made, on one device."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        store: Store,
+        device: torch.device,
+        oracle: bool,
+        progress: Progress,
+    ) -> None:
+        self.registry = registry
+        self.store = store
+        self.device = device
+        self.progress = progress
+        self._oracle_permitted = oracle
+        self._images: dict[tuple[str, str], ImageSet] = {}
+        self._triggered: tuple[str, ImageSet] | None = None
+
+    def artifact(self, step: Step) -> Artifact:
+        """What a step made.
+
+        Raises
+        ------
+        ContractError
+            where it was not made yet, or was damaged since.
+
+        """
+        found = self.store.get(step.kind.value, step.key)
+        if found is None:
+            raise ContractError(
+                f"'{step.label}' is not in the store or is damaged; run the recipe again to make it"
+            )
+        return found
+
+    def context(
+        self, step: Step, method: str, oracle: Callable[[torch.nn.Module], float] | None = None
+    ) -> Context:
+        """A fresh context for one method in one step."""
+        data = step.inputs.get("data")
+        facts = {} if data is None else self.artifact(data).facts
+        return Context(
+            method=method,
+            seed=step.seed,
+            device=self.device,
+            image_shape=tuple(facts["image_shape"]) if facts else None,
+            num_classes=len(facts["class_names"]) if facts else None,
+            progress=self.progress,
+            oracle=oracle if self._oracle_permitted else None,
+        )
+
+    # -- images ------------------------------------------------------------------------------------
+
+    def whole(self, choice: DataChoice, split: str) -> ImageSet:
+        """All images of a split, kept for the next step; one data set at a time."""
+        key = (repr((choice.name, choice.config)), split)
+        if key not in self._images:
+            if self._images and next(iter(self._images))[0] != key[0]:
+                self._images.clear()
+            dataset = self.registry.create(choice.method, choice.config)
+            loaded: ImageSet = dataset.load(split, self.store.root / "cache")
+            self._images[key] = loaded.to(self.device)
+        return self._images[key]
+
+    def part(self, data: Step, part: str) -> ImageSet:
+        """The images of one part (``train``, ``reserve`` or ``test``) of a split."""
+        positions = load_file(self.artifact(data).file("splits.safetensors"))[part]
+        whole = self.whole(data.choices["data"], "test" if part == "test" else "train")
+        return whole.subset(positions.to(whole.device))
+
+    def training_data(self, victim: Step) -> ImageSet:
+        """The training set as the victim saw it: nothing in it tells what is poisoned."""
+        clean = self.part(victim.inputs["data"], "train")
+        if "poison" not in victim.inputs:
+            return clean
+        stored = load_file(self.artifact(victim.inputs["poison"]).file("poison.safetensors"))
+        moved = {name: stored[name].to(clean.device) for name in ("positions", "images", "labels")}
+        return clean.replaced(moved["positions"], moved["images"], moved["labels"])
+
+    def triggered_test(self, victim: Step) -> ImageSet | None:
+        """All test images with the trigger, their labels unchanged; None without an attack."""
+        trigger = self.trigger(victim)
+        if trigger is None:
+            return None
+        if self._triggered is None or self._triggered[0] != victim.key:
+            test = self.part(victim.inputs["data"], "test")
+            images = apply_trigger(trigger, test.images, test.labels, test.ids)
+            everywhere = torch.arange(len(test), device=test.device)
+            self._triggered = (victim.key, test.replaced(everywhere, images, test.labels))
+        return self._triggered[1]
+
+    # -- attack and model --------------------------------------------------------------------------
+
+    def attack(self, victim: Step) -> Attack[Any] | None:
+        choice: MethodChoice = victim.choices["attack"]
+        if choice.name == NO_ATTACK:
+            return None
+        attack: Attack[Any] = self.registry.create(choice.method, choice.config)
+        return attack
+
+    def trigger(self, victim: Step) -> Trigger | None:
+        """The victim's trigger, from the tensors stored with it."""
+        attack = self.attack(victim)
+        if attack is None:
+            return None
+        state = load_file(self.artifact(victim).file("trigger.safetensors"))
+        return attack.restore({name: value.to(self.device) for name, value in state.items()})
+
+    def wanted_labels(self, victim: Step, labels: Tensor) -> Tensor | None:
+        """The label the attacker wants for each triggered image."""
+        attack = self.attack(victim)
+        return None if attack is None else map_labels(labels, attack.config, self.classes(victim))
+
+    def classes(self, victim: Step) -> int:
+        return len(self.artifact(victim.inputs["data"]).facts["class_names"])
+
+    def build(self, victim: Step) -> NormalizedModel:
+        """An untrained model of the victim's architecture; its initial weights follow the seed."""
+        choice: ModelChoice = victim.choices["model"]
+        facts = self.artifact(victim.inputs["data"]).facts
+        channels, height, width = facts["image_shape"]
+        architecture = self.registry.create(choice.method, choice.config)
+        with seeded(self.context(victim, f"initial weights {choice.name}")):
+            network = architecture.build((channels, height, width), len(facts["class_names"]))
+        mean, std = choice.statistics(facts["mean"], facts["std"])
+        return NormalizedModel(network, mean, std).to(self.device)
+
+    def model(self, made_by: Step, victim: Step) -> NormalizedModel:
+        """The trained or repaired model that a step stored, in eval mode."""
+        model = self.build(victim)
+        path = self.artifact(made_by).file("model.safetensors")
+        load_weights(model, load_file(path), path=path)
+        return model.to(self.device).eval()
+
+    def resources(self, victim: Step) -> Resources:
+        """What a defender could be given; test data and triggers are not in it."""
+        imported = victim.choices["model"].weights is not None
+        return Resources(
+            model=self.model(victim, victim),
+            clean=self.part(victim.inputs["data"], "reserve"),
+            training_data=None if imported else lambda: self.training_data(victim),
+            build_model=lambda: self.build(victim),
+            num_classes=self.classes(victim),
+            image_shape=tuple(self.artifact(victim.inputs["data"]).facts["image_shape"]),
+        )

@@ -1,0 +1,103 @@
+"""One self-contained HTML file: no script, no network, every string escaped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from backdoorkit.pipeline.results import NO_DEFENSE, percent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from backdoorkit.pipeline.plan import Step
+    from backdoorkit.pipeline.results import Row, Table
+    from backdoorkit.pipeline.runner import Run
+
+__all__ = ["render_report"]
+
+
+def render_report(run: Run, table: Table, record: dict[str, Any]) -> str:
+    """The report of a finished run."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("backdoorkit.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    header, body = table.grid()
+    return environment.get_template("report.html.j2").render(
+        name=run.recipe.name,
+        record=record,
+        header=header,
+        body=[(cells, _class(row)) for cells, row in zip(body, table.rows, strict=True)],
+        footnotes=table.footnotes(),
+        detections=table.detections,
+        scatter=_scatter(table),
+        attacks=list(_attacks(run)),
+        rules=_rules(table),
+        recipe=run.recipe.to_toml(),
+        percent=percent,
+    )
+
+
+def _class(row: Row) -> str:
+    return "baseline" if row.defense == NO_DEFENSE else ""
+
+
+def _rules(table: Table) -> dict[str, str]:
+    """How each column was counted, from the first cell that has it."""
+    rules: dict[str, str] = {}
+    for row in table.rows:
+        for cell in row.cells:
+            for column, value in cell.metrics.items():
+                if value.get("rule"):
+                    rules.setdefault(column, value["rule"])
+    return rules
+
+
+def _scatter(table: Table) -> str | None:
+    from backdoorkit.report.pictures import scatter
+
+    points = [
+        (row.attack, row.defense, asr, acc)
+        for row in table.rows
+        if (asr := row.mean("ASR")) is not None and (acc := row.mean("ACC")) is not None
+    ]
+    return scatter(points) if points else None
+
+
+def _attacks(run: Run) -> Iterator[dict[str, Any]]:
+    """One victim per attack: its trigger on a few test images, and how its training went."""
+    from backdoorkit.report.pictures import contact_sheet, curves
+
+    shown: set[tuple[str, ...]] = set()
+    for entry in run.plan.entries:
+        names = (entry.data, entry.model, entry.attack)
+        artifact = run.results[entry.victim.key].artifact
+        if names in shown or artifact is None:
+            continue
+        shown.add(names)
+        history = artifact.facts.get("training", {}).get("history", [])
+        yield {
+            "title": f"{entry.attack} on {entry.data}, {entry.model}",
+            "sheet": contact_sheet(artifact.file("samples.safetensors")),
+            "curves": curves(history) if history else None,
+            "facts": _victim_facts(run, entry.victim),
+        }
+
+
+def _victim_facts(run: Run, victim: Step) -> list[tuple[str, str]]:
+    data = run.results[victim.inputs["data"].key].artifact
+    sizes = {} if data is None else data.facts["sizes"]
+    facts = [(f"{part} images", str(size)) for part, size in sizes.items()]
+    poison = victim.inputs.get("poison")
+    made = None if poison is None else run.results[poison.key].artifact
+    if made is not None:
+        facts.extend((f"{kind} samples", str(n)) for kind, n in made.facts["kinds"].items() if n)
+    victim_made = run.results[victim.key].artifact
+    if victim_made is not None and "imported" in victim_made.facts:
+        facts.append(("weights", victim_made.facts["imported"]))
+    return facts
