@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import enum
 import functools
+import operator
 import typing
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import attrs
 from cattrs import (
@@ -22,7 +24,7 @@ from cattrs import (
 from cattrs.gen import make_dict_structure_fn, override
 
 from backdoorkit.errors import Issue, nearest
-from backdoorkit.hooks.options import RULES, Rules, is_literal
+from backdoorkit.hooks.options import RULES, Rules, is_literal, strip_optional
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -41,7 +43,10 @@ def converter() -> Converter:
         (str, lambda v: isinstance(v, str), "text"),
         (Path, lambda v: isinstance(v, str | Path), "a path"),
     ):
-        made.register_structure_hook(kind, _strict(kind, accepts, word))
+        # Not by class: the hook for str would also take a StrEnum, and let any text through.
+        made.register_structure_hook_func(
+            functools.partial(operator.is_, kind), _strict(kind, accepts, word)
+        )
     made.register_structure_hook_func(
         lambda t: isinstance(t, type) and issubclass(t, enum.Enum), _structure_enum
     )
@@ -51,6 +56,7 @@ def converter() -> Converter:
         """Structure one field, then its bounds: so that all fields' faults come together."""
 
         def hook(value: Any, _: Any) -> Any:
+            _check_shape(value, annotation)
             result = made.structure(value, annotation)
             if fault := rules.fault(result):
                 raise ValueError(fault)
@@ -84,6 +90,17 @@ def _strict(kind: type, accepts: Callable[[Any], bool], word: str) -> Callable[[
         return kind(value)
 
     return hook
+
+
+def _check_shape(value: Any, annotation: Any) -> None:
+    """Refuse text or numbers where a table or a list is wanted; cattrs would iterate over them."""
+    wanted, optional = strip_optional(annotation)
+    if value is None and optional:
+        return
+    if attrs.has(wanted) and not isinstance(value, Mapping):
+        raise TypeError(f"must be a table, not {value!r}")
+    if get_origin(wanted) is tuple and not isinstance(value, list | tuple):
+        raise TypeError(f"must be a list, not {value!r}")
 
 
 def _structure_enum(value: Any, kind: type[enum.Enum]) -> Any:
@@ -122,7 +139,7 @@ def issues(error: BaseException, path: str) -> Iterator[Issue]:
                     below = f"{path}[{note.index}]"
             yield from issues(inner, below)
     elif isinstance(error, KeyError):
-        yield Issue(_join(path, str(error.args[0])), "is required")
+        yield Issue(path, "is required")
     else:
         yield Issue(path, str(error))
 

@@ -137,11 +137,11 @@ class OptionSpec:
     @property
     def base_type(self) -> Any:
         """The type without ``| None``."""
-        return _strip_optional(self.type)[0]
+        return strip_optional(self.type)[0]
 
     @property
     def is_optional(self) -> bool:
-        return _strip_optional(self.type)[1]
+        return strip_optional(self.type)[1]
 
     @property
     def is_sequence(self) -> bool:
@@ -323,7 +323,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _strip_optional(annotation: Any) -> tuple[Any, bool]:
+def strip_optional(annotation: Any) -> tuple[Any, bool]:
+    """``T`` and whether ``None`` is allowed, for ``T`` or ``T | None``."""
     if get_origin(annotation) in (Union, types.UnionType):
         inner = [arg for arg in get_args(annotation) if arg is not type(None)]
         if len(inner) == 1:
@@ -332,5 +333,6 @@ def _strip_optional(annotation: Any) -> tuple[Any, bool]:
 
 
 def is_literal(annotation: Any) -> bool:
+    """Whether a type is ``Literal[...]``."""
     origin: Any = get_origin(annotation)
     return origin is Literal

@@ -373,10 +373,11 @@ def _split(name: str, kind: Kind | None) -> tuple[str, Kind | None]:
     prefix, colon, bare = name.partition(":")
     if not colon:
         return name, kind
-    if prefix not in tuple(Kind):
-        raise UnknownNameError("kind of method", prefix, tuple(Kind))
+    kinds = [known.value for known in Kind]
+    if prefix not in kinds:
+        raise UnknownNameError("kind of method", prefix, kinds)
     if kind is not None and prefix != kind:
-        raise InputError(f"a {kind} is wanted here, not {name!r}")
+        raise InputError(f"a method of kind {kind.value!r} is wanted here, not {name!r}")
     return bare, Kind(prefix)
 
 
