@@ -24,6 +24,10 @@ class Colour(enum.StrEnum):
     GREEN = "green"
 
 
+class Size(enum.IntEnum):
+    SMALL = 1
+
+
 @attrs.frozen(kw_only=True)
 class Inner:
     depth: int = option(2, ge=1, help="Layers.")
@@ -36,6 +40,7 @@ class Config:
     fast: bool = option(False, help="Whether to hurry.")
     mode: Literal["sgd", "adam"] = option("sgd", help="How.")
     colour: Colour = option(Colour.RED, help="Which.")
+    sizes: tuple[Size, ...] = option((Size.SMALL,), help="How big.")
     levels: tuple[float, ...] = option((0.25, 0.5), ge=0, le=1, help="Where.")
     limit: int | None = option(None, ge=1, help="At most.")
     folder: Path | None = option(None, help="Where from.")
@@ -99,6 +104,7 @@ def test_values_become_their_declared_types():
         ),
         ({"colour": "blue"}, "colour: must be one of 'red', 'green', not 'blue'"),
         ({"colour": ["red"]}, "colour: must be one of 'red', 'green', not ['red']"),
+        ({"sizes": [1, 2]}, "sizes[1]: must be one of 1, not 2"),
         ({"levels": [0.5, 2]}, "levels: must be at most 1, not 2.0"),
         ({"levels": [0.5, "x"]}, "levels[1]: must be a number, not 'x'"),
         ({"levels": "0.5"}, "levels: must be a list, not '0.5'"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import operator
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,13 +42,8 @@ def converter() -> Converter:
         (str, lambda v: isinstance(v, str), "text"),
         (Path, lambda v: isinstance(v, str | Path), "a path"),
     ):
-        # Not by class: the hook for str would also take a StrEnum, and let any text through.
-        made.register_structure_hook_func(
-            functools.partial(operator.is_, kind), _strict(kind, accepts, word)
-        )
-    made.register_structure_hook_func(
-        lambda t: isinstance(t, type) and issubclass(t, enum.Enum), _structure_enum
-    )
+        made.register_structure_hook(kind, _strict(kind, accepts, word))
+    made.register_structure_hook(enum.Enum, _structure_enum)
     made.register_structure_hook_func(is_literal, _structure_literal)
 
     def checked(annotation: Any, rules: Rules) -> Callable[[Any, Any], Any]:
@@ -84,7 +78,9 @@ def converter() -> Converter:
 
 
 def _strict(kind: type, accepts: Callable[[Any], bool], word: str) -> Callable[[Any, Any], Any]:
-    def hook(value: Any, _: Any) -> Any:
+    def hook(value: Any, wanted: Any) -> Any:
+        if issubclass(wanted, enum.Enum):  # a StrEnum is a str too, but not any text is in it
+            return _structure_enum(value, wanted)
         if not accepts(value):
             raise TypeError(f"must be {word}, not {value!r}")
         return kind(value)
