@@ -1,0 +1,287 @@
+"""From plain values to a recipe: gathers every fault before any is reported."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import attrs
+
+from backdoorkit.data.options import DataOptions
+from backdoorkit.errors import ConfigError, InputError, Issue, nearest
+from backdoorkit.hooks.info import Kind
+from backdoorkit.hooks.options import option_specs, structure
+from backdoorkit.hooks.registry import resolve_config
+from backdoorkit.hooks.shared_options import TrainOptions
+from backdoorkit.pipeline.recipe import (
+    NO_ATTACK,
+    STANDARD_METRICS,
+    DataChoice,
+    HereText,
+    MethodChoice,
+    ModelChoice,
+    NoOptions,
+    Recipe,
+    RunOptions,
+    Statistics,
+)
+
+if TYPE_CHECKING:
+    from backdoorkit.hooks.registry import Method, Registry
+
+__all__ = ["Parser"]
+
+_TABLES: Final = ("data", "model", "train", "attacks", "defenses", "detectors", "metrics")
+_NORMALIZATIONS: Final = ("data", "none", "imagenet")
+_DEFAULT_DATA: Final = "digits"
+_DEFAULT_MODEL: Final = "small-cnn"
+#: A name becomes a folder's.
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+)?")
+T = TypeVar("T")
+C = TypeVar("C", bound=MethodChoice)
+
+
+class Parser:
+    """Makes one recipe; what is wrong with it collects in ``issues``."""
+
+    def __init__(self, registry: Registry, base_path: Path) -> None:
+        self.issues: list[Issue] = []
+        self._registry = registry
+        self._base_path = base_path
+
+    def recipe(self, mapping: Mapping[str, Any]) -> Recipe | None:
+        """The recipe; None, or not to be used, where there are ``issues``."""
+        keys = tuple(attrs.fields_dict(RunOptions))
+        self._refuse_unknown(mapping, (*keys, *_TABLES))
+        options = self._run_options({key: mapping[key] for key in keys if key in mapping})
+        parts = {
+            "data": self._tables(mapping, "data", self._data, {"name": _DEFAULT_DATA}),
+            "models": self._tables(mapping, "model", self._model, {"name": _DEFAULT_MODEL}),
+            "train": self._tables(mapping, "train", self._train, {}),
+            "attacks": self._methods(mapping, "attacks", Kind.ATTACK),
+            "defenses": self._methods(mapping, "defenses", Kind.DEFENSE),
+            "detectors": self._methods(mapping, "detectors", Kind.DETECTOR),
+            "metrics": self._methods(mapping, "metrics", Kind.METRIC),
+        }
+        if not any(mapping.get(key) for key in ("attacks", "defenses", "detectors")):
+            self._fault("", "nothing to do: name at least one attack, defense or detector")
+        parts["attacks"] = parts["attacks"] or (MethodChoice(name=NO_ATTACK, config=NoOptions()),)
+        if "metrics" not in mapping:
+            parts["metrics"] = self._standard_metrics()
+        if self.issues or options is None:
+            return None
+        return Recipe(**{key: getattr(options, key) for key in keys}, **parts)
+
+    # -- tables ------------------------------------------------------------------------------------
+
+    def _tables(
+        self,
+        mapping: Mapping[str, Any],
+        key: str,
+        parse: Callable[[dict[str, Any], str], T | None],
+        default: Mapping[str, Any],
+    ) -> tuple[T, ...]:
+        """One table, or an array of several."""
+        value = mapping.get(key, default)
+        if isinstance(value, Mapping):
+            parsed = parse(dict(value), key)
+            return () if parsed is None else (parsed,)
+        if not _is_array_of_tables(value) or not value:
+            self._fault(key, f"must be a table ([{key}]) or several ([[{key}]]), not {value!r}")
+            return ()
+        return self._each(value, key, parse)
+
+    def _methods(
+        self, mapping: Mapping[str, Any], key: str, kind: Kind
+    ) -> tuple[MethodChoice, ...]:
+        value = mapping.get(key, [])
+        if not _is_array_of_tables(value):
+            self._fault(key, f"must be an array of tables ([[{key}]]), not {value!r}")
+            return ()
+
+        def parse(table: dict[str, Any], path: str) -> MethodChoice | None:
+            return self._choice(table, path, kind, MethodChoice)
+
+        return self._each(value, key, parse)
+
+    def _each(
+        self,
+        tables: Sequence[Mapping[str, Any]],
+        key: str,
+        parse: Callable[[dict[str, Any], str], T | None],
+    ) -> tuple[T, ...]:
+        made: list[T] = []
+        for index, table in enumerate(tables):
+            parsed = parse(dict(table), f"{key}[{index}]")
+            if parsed is not None and parsed in made:
+                first = f"{key}[{made.index(parsed)}]"
+                self._fault(f"{key}[{index}]", f"is the same as {first}; leave one of them out")
+            elif parsed is not None:
+                made.append(parsed)
+        return tuple(made)
+
+    # -- one table of each sort --------------------------------------------------------------------
+
+    def _run_options(self, values: dict[str, Any]) -> RunOptions | None:
+        options = self._structured(RunOptions, values, "")
+        if options is None:
+            return None
+        if not _NAME.fullmatch(options.name):
+            self._fault(
+                "name",
+                "must be letters, digits, '.', '_' and '-', beginning with a letter or digit, "
+                f"not {options.name!r}",
+            )
+        if not _DEVICE.fullmatch(options.device):
+            self._fault("device", f"must be auto, cpu, cuda or cuda:N, not {options.device!r}")
+        if not options.seeds:
+            self._fault("seeds", "must name at least one seed")
+        if len(set(options.seeds)) < len(options.seeds):
+            self._fault("seeds", f"must differ from each other, not {list(options.seeds)}")
+        return options
+
+    def _train(self, table: dict[str, Any], path: str) -> TrainOptions | None:
+        return self._structured(TrainOptions, table, path)
+
+    def _data(self, table: dict[str, Any], path: str) -> DataChoice | None:
+        names = {spec.name for spec in option_specs(DataOptions)}
+        split = {key: table.pop(key) for key in list(table) if key in names}
+        options = self._structured(DataOptions, split, path)
+        choice = self._choice(table, path, Kind.DATASET, DataChoice, extra=DataOptions)
+        return None if choice is None or options is None else attrs.evolve(choice, options=options)
+
+    def _model(self, table: dict[str, Any], path: str) -> ModelChoice | None:
+        weights = self._weights(table.pop("weights", None), f"{path}.weights")
+        normalization = self._normalization(
+            table.pop("normalization", "data"), f"{path}.normalization"
+        )
+        choice = self._choice(table, path, Kind.MODEL, ModelChoice, extra=ModelChoice)
+        if choice is None:
+            return None
+        return attrs.evolve(choice, weights=weights, normalization=normalization)
+
+    def _weights(self, value: Any, path: str) -> Path | None:
+        if value is not None and not (isinstance(value, str) and value):
+            self._fault(path, f"must be the path of a file, not {value!r}")
+            return None
+        return None if value is None else Path(self._absolute(value))
+
+    def _normalization(self, value: Any, path: str) -> Any:
+        if isinstance(value, Mapping):
+            return self._structured(Statistics, value, path)
+        if value not in _NORMALIZATIONS:
+            allowed = ", ".join(map(repr, _NORMALIZATIONS))
+            self._fault(path, f"must be {allowed} or a table of mean and std, not {value!r}")
+        return value
+
+    def _standard_metrics(self) -> tuple[MethodChoice, ...]:
+        known = {method.name for method in self._registry.methods(Kind.METRIC)}
+        missing = [name for name in STANDARD_METRICS if name not in known]
+        if missing:
+            self._fault(
+                "metrics",
+                f"the standard metrics {', '.join(missing)} are not installed; install a plugin "
+                "that offers them, or name others under [[metrics]]",
+            )
+            return ()
+        choices = (
+            self._choice({"name": name}, "metrics", Kind.METRIC, MethodChoice)
+            for name in STANDARD_METRICS
+        )
+        return tuple(choice for choice in choices if choice is not None)
+
+    # -- methods -----------------------------------------------------------------------------------
+
+    def _choice(
+        self,
+        table: dict[str, Any],
+        path: str,
+        kind: Kind,
+        cls: type[C],
+        extra: type | None = None,
+    ) -> C | None:
+        """A method by name with its options; ``extra`` names options that others have taken out."""
+        name = table.pop("name", None)
+        if not isinstance(name, str):
+            problem = f"must be text, not {name!r}" if name is not None else f"must name the {kind}"
+            self._fault(f"{path}.name", problem)
+            return None
+        if name == NO_ATTACK:
+            return self._nothing(table, path, kind, cls)
+        try:
+            method = self._registry.find(name, kind)
+        except InputError as error:
+            self._fault(f"{path}.name", str(error))
+            return None
+        self._resolve_paths(table, method)
+        try:
+            config = resolve_config(method, table, path)
+        except ConfigError as error:
+            self.issues += (_advised(issue, method, extra, path) for issue in error.issues)
+            return None
+        return cls(name=method.name, config=config, method=method)
+
+    def _nothing(self, table: Mapping[str, Any], path: str, kind: Kind, cls: type[C]) -> C | None:
+        if kind is Kind.DEFENSE:
+            self._fault(f"{path}.name", "'none' has a row in every table; leave it out")
+        elif kind is not Kind.ATTACK:
+            self._fault(f"{path}.name", f"must name a {kind}; 'none' is for attacks")
+        elif table:
+            self._fault(f"{path}.{next(iter(table))}", "'none' has no options")
+        else:
+            return cls(name=NO_ATTACK, config=NoOptions())
+        return None
+
+    def _resolve_paths(self, table: dict[str, Any], method: Method) -> None:
+        for spec in option_specs(method.info.config):
+            value = table.get(spec.name)
+            if spec.base_type is Path and isinstance(value, str):
+                table[spec.name] = self._absolute(value)
+
+    def _absolute(self, text: str) -> str:
+        base = Path.cwd() if isinstance(text, HereText) else self._base_path
+        return str(base / Path(text).expanduser())
+
+    # -- faults ------------------------------------------------------------------------------------
+
+    def _structured(self, cls: type[T], values: Mapping[str, Any], path: str) -> T | None:
+        try:
+            return structure(cls, values, path)
+        except ConfigError as error:
+            self.issues += error.issues
+            return None
+
+    def _refuse_unknown(self, mapping: Mapping[str, Any], known: Sequence[str]) -> None:
+        for key in mapping:
+            if key not in known:
+                close = nearest(key, known)
+                advice = f"did you mean {close!r}?" if close else f"known: {', '.join(known)}"
+                self._fault(key, f"unknown key; {advice}")
+
+    def _fault(self, path: str, message: str) -> None:
+        self.issues.append(Issue(path, message))
+
+
+_CHOICE_FIELDS: Final = frozenset(attrs.fields_dict(MethodChoice))
+
+
+def _is_array_of_tables(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value)
+
+
+def _advised(issue: Issue, method: Method, extra: type | None, path: str) -> Issue:
+    """Unknown keys of a table that two classes share get advice from both."""
+    if extra is None or not issue.message.startswith("unknown key"):
+        return issue
+    own = [spec.name for spec in option_specs(method.info.config)]
+    shared = [name for name in attrs.fields_dict(extra) if name not in _CHOICE_FIELDS]
+    close = nearest(issue.path.removeprefix(f"{path}."), [*own, *shared])
+    if close:
+        return Issue(issue.path, f"unknown key; did you mean {close!r}?")
+    known = (
+        f"{', '.join(own) or 'nothing'} ({method.name}), {', '.join(shared)} (any {method.kind})"
+    )
+    return Issue(issue.path, f"unknown key; known: {known}")
