@@ -22,10 +22,9 @@ from backdoorkit.tasks import DefenseTask, DetectionTask
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from backdoorkit.data.images import ImageSet
-
     from backdoorkit.context import Context
     from backdoorkit.contracts import Defense, Detector
+    from backdoorkit.data.images import ImageSet
     from backdoorkit.hooks.info import MethodInfo
 
 __all__ = ["Resources", "run_defense", "run_detector", "seeded"]

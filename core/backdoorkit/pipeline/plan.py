@@ -11,23 +11,20 @@ import enum
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from backdoorkit.pipeline.keys import content_key
 
 import backdoorkit
 from backdoorkit.hooks.options import option_specs, unstructure
+from backdoorkit.pipeline.keys import content_key
+from backdoorkit.pipeline.recipe import NO_ATTACK
 from backdoorkit.pipeline.results import NO_DEFENSE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from backdoorkit.hooks.shared_options import TrainOptions
     from backdoorkit.pipeline.recipe import DataChoice, MethodChoice, ModelChoice, Recipe
 
-    from backdoorkit.hooks.shared_options import TrainOptions
-
-__all__ = ["NO_ATTACK", "Entry", "Plan", "Step", "StepKind", "labels", "make_plan"]
-
-#: Label of the clean twin: the same model trained on clean data.
-NO_ATTACK = "none"
+__all__ = ["Entry", "Plan", "Step", "StepKind", "labels", "make_plan"]
 
 
 class StepKind(enum.StrEnum):
@@ -208,7 +205,10 @@ class _Builder:
     ) -> Step:
         choices = {"model": model, "attack": attack, "train": train}
         clean = attack.name == NO_ATTACK
-        facts: dict[str, Any] = {"model": _identity(model), "normalization": model.normalization}
+        facts: dict[str, Any] = {
+            "model": _identity(model),
+            "normalization": model.to_mapping()["normalization"],
+        }
         if model.weights is not None:
             facts["weights"] = self._file_fingerprint(model.weights)
             facts["attack"] = None if clean else _identity(attack)

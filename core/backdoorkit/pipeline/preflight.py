@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backdoorkit.models.structure import find_structure
-
 from backdoorkit.errors import ContractError, InputError, StructureError
 from backdoorkit.hooks.info import Need
+from backdoorkit.models.structure import find_structure
 from backdoorkit.pipeline.plan import StepKind
 
 if TYPE_CHECKING:

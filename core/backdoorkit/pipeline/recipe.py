@@ -242,9 +242,9 @@ class Recipe:
 
     def to_toml(self) -> str:
         """The recipe as TOML; reading it again gives an equal recipe."""
-        import tomli_w
+        from backdoorkit.pipeline._toml import to_toml
 
-        return tomli_w.dumps(self.to_mapping())
+        return to_toml(self.to_mapping())
 
 
 def read_recipe_file(path: Path) -> dict[str, Any]:

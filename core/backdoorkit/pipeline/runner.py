@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
-from backdoorkit.pipeline.keys import content_key
 
 from backdoorkit.errors import BackdoorkitError, InputError
 from backdoorkit.pipeline.collect import collect
+from backdoorkit.pipeline.keys import content_key
 from backdoorkit.pipeline.plan import Plan, Step, StepKind, make_plan
 from backdoorkit.pipeline.preflight import check_methods
 from backdoorkit.pipeline.record import write_run
@@ -26,12 +26,11 @@ from backdoorkit.pipeline.steps import make
 from backdoorkit.pipeline.workshop import Workshop
 
 if TYPE_CHECKING:
-    from backdoorkit.pipeline.recipe import DataChoice, Recipe
-    from backdoorkit.pipeline.store import Artifact, Store
-
     from backdoorkit.context import Progress
     from backdoorkit.hooks.registry import Registry
+    from backdoorkit.pipeline.recipe import DataChoice, Recipe
     from backdoorkit.pipeline.results import Table
+    from backdoorkit.pipeline.store import Artifact, Store
 
 __all__ = ["Run", "RunResult", "StepResult", "run_recipe"]
 

@@ -7,31 +7,32 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
-from backdoorkit.data.poison import SampleKind, apply_trigger
-from backdoorkit.data.splits import make_splits
-from backdoorkit.models.checkpoints import load_weights, read_weights
 from safetensors.torch import load_file, save_file
 
+from backdoorkit.data.poison import SampleKind, apply_trigger
+from backdoorkit.data.splits import make_splits
 from backdoorkit.errors import InputError
 from backdoorkit.evaluation import Evaluation, evaluate
 from backdoorkit.hooks.options import unstructure
+from backdoorkit.models.checkpoints import load_weights, read_weights
 from backdoorkit.pipeline.envelope import run_defense, run_detector, seeded
 from backdoorkit.pipeline.metering import Meter
-from backdoorkit.pipeline.plan import NO_ATTACK, StepKind
+from backdoorkit.pipeline.plan import StepKind
+from backdoorkit.pipeline.recipe import NO_ATTACK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from backdoorkit.data.images import ImageSet
-    from backdoorkit.models.normalized import NormalizedModel
-    from backdoorkit.pipeline.recipe import DataChoice, MethodChoice, ModelChoice
-    from backdoorkit.pipeline.store import Artifact, Draft
     from torch import Tensor, nn
 
     from backdoorkit.context import Context
     from backdoorkit.contracts import Attack, Trigger
+    from backdoorkit.data.images import ImageSet
     from backdoorkit.hooks.shared_options import TrainOptions
+    from backdoorkit.models.normalized import NormalizedModel
     from backdoorkit.pipeline.plan import Step
+    from backdoorkit.pipeline.recipe import DataChoice, MethodChoice, ModelChoice
+    from backdoorkit.pipeline.store import Artifact, Draft
     from backdoorkit.pipeline.workshop import Workshop
 
 __all__ = ["make"]
@@ -177,7 +178,6 @@ def _train(
         summary = context.fit(
             model, workshop.training_data(step), options, hooks=hooks, checkpoint=slot
         )
-    slot.clear()
     return {
         "training": {
             "options": unstructure(options),

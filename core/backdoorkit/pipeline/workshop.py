@@ -9,28 +9,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from backdoorkit.data.poison import apply_trigger, map_labels
-from backdoorkit.models.checkpoints import load_weights
-from backdoorkit.models.normalized import NormalizedModel
 from safetensors.torch import load_file
 
 from backdoorkit.context import Context
+from backdoorkit.data.poison import apply_trigger, map_labels
 from backdoorkit.errors import ContractError
+from backdoorkit.models.checkpoints import load_weights
+from backdoorkit.models.normalized import NormalizedModel
 from backdoorkit.pipeline.envelope import Resources, seeded
-from backdoorkit.pipeline.plan import NO_ATTACK
+from backdoorkit.pipeline.recipe import NO_ATTACK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from backdoorkit.data.images import ImageSet
-    from backdoorkit.pipeline.recipe import DataChoice, MethodChoice, ModelChoice
-    from backdoorkit.pipeline.store import Artifact, Store
     from torch import Tensor
 
     from backdoorkit.context import Progress
     from backdoorkit.contracts import Attack, Trigger
+    from backdoorkit.data.images import ImageSet
     from backdoorkit.hooks.registry import Registry
     from backdoorkit.pipeline.plan import Step
+    from backdoorkit.pipeline.recipe import DataChoice, MethodChoice, ModelChoice
+    from backdoorkit.pipeline.store import Artifact, Store
 
 __all__ = ["Workshop"]
 
