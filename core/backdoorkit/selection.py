@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+
 from backdoorkit.data.splits import stratified_positions
 from backdoorkit.errors import ContractError, InputError
 
@@ -32,7 +34,7 @@ def split_reserve(
     if not 0 < held_out < 1:
         raise ContractError(f"expected a held-out share between 0 and 1, got {held_out:g}")
     count = round(len(clean) * held_out)
-    classes = len(clean.labels.unique())
+    classes = len(torch.unique(clean.labels))
     if min(count, len(clean) - count) < max(1, classes):
         raise InputError(
             f"the clean reserve is too small to hold out a share of {held_out:g}: its "
@@ -41,8 +43,9 @@ def split_reserve(
             "enlarge the reserve or choose a fixed level"
         )
     chosen = stratified_positions(clean.labels, count, generator)
-    rest = chosen.new_ones(len(clean), dtype=bool).index_fill_(0, chosen, 0).nonzero().flatten()
-    return clean.subset(rest), clean.subset(chosen)
+    to_fit = torch.ones(len(clean), dtype=torch.bool)
+    to_fit[chosen] = False
+    return clean.subset(to_fit.nonzero().flatten()), clean.subset(chosen)
 
 
 def largest_accepted(

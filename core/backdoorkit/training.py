@@ -6,15 +6,14 @@ fused optimizer, and metrics that stay on the device: the host waits for it once
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
-from torch.nn import functional
 
+from backdoorkit._modes import channels_last_weights, modes_kept
 from backdoorkit._optimization import (
     lay_out_gradients,
     learning_rate_at,
@@ -25,10 +24,15 @@ from backdoorkit._optimization import (
 )
 from backdoorkit._precision import autocast, resolve_precision, supports_bfloat16
 from backdoorkit._progress import SILENT, Progress
+from backdoorkit._training_hooks import (
+    CheckpointSlot,
+    EpochMetrics,
+    TrainingHooks,
+    TrainingSummary,
+)
 from backdoorkit.data.augmentation import Augmentation
 from backdoorkit.data.batches import Batch, batches
 from backdoorkit.errors import ContractError, InputError
-from backdoorkit.hooks.shared_options import TrainOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
     from backdoorkit.data.images import ImageSet
+    from backdoorkit.hooks.shared_options import TrainOptions
 
 __all__ = [
     "CheckpointSlot",
@@ -50,98 +55,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-
-
-@attrs.frozen
-class EpochMetrics:
-    """What one epoch measured while it trained (train mode, weights changing underneath)."""
-
-    #: mean over the epoch's images of what :meth:`TrainingHooks.backward` returned
-    loss: float
-    #: share of images classified as their (possibly transformed) label, in [0, 1]
-    accuracy: float
-    #: learning rate of the epoch's last step
-    learning_rate: float
-
-
-@attrs.frozen
-class TrainingSummary:
-    """What :func:`fit` did, including epochs done before it was resumed."""
-
-    epochs_run: int = 0
-    stopped_early: bool = False
-    history: tuple[EpochMetrics, ...] = ()
-    #: images that went forward and backward; an image seen twice in a step counts twice
-    samples_seen: int = 0
-    #: optimizer steps
-    gradient_steps: int = 0
-
-
-class TrainingHooks:
-    """Where a method enters the training loop; override what is needed.
-
-    Epochs count from 0. Hooks that keep state across epochs (a queue, a generator of random
-    numbers) override :meth:`state` and :meth:`load_state`, or a resumed run will differ.
-    """
-
-    #: options of the running :func:`fit`, set by it
-    options: TrainOptions = TrainOptions()
-
-    def transform_batch(self, batch: Batch, epoch: int) -> Batch:
-        """The batch to train on instead of ``batch``; after augmentation, images in [0, 1].
-
-        Gradients flow through the returned images: detach what is not to be trained.
-        """
-        del epoch
-        return batch
-
-    def loss(self, logits: Tensor, batch: Batch, epoch: int) -> Tensor:
-        """Scalar loss of ``logits`` (float32, N x K); called under the loop's autocast."""
-        del epoch
-        smoothing = self.options.label_smoothing
-        return functional.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
-
-    def backward(
-        self, model: nn.Module, batch: Batch, compute_loss: Callable[[], Tensor]
-    ) -> Tensor:
-        """Leave the gradients in ``parameter.grad`` and return the loss.
-
-        ``compute_loss()`` runs :meth:`loss` on a fresh forward pass with the current weights;
-        methods that need two gradients call it twice.
-        """
-        del model, batch
-        loss = compute_loss()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    def after_step(self, model: nn.Module) -> None:
-        """Project or mask the weights after an optimizer step; called without gradients."""
-
-    def after_epoch(self, model: nn.Module, epoch: int, metrics: EpochMetrics) -> bool:
-        """Look at the model (in train mode) after an epoch; True ends the training."""
-        del model, epoch, metrics
-        return False
-
-    def state(self) -> dict[str, Tensor]:
-        """What these hooks remember between epochs, for a resumed run."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what :meth:`state` returned."""
-        del state
-
-
-class CheckpointSlot(Protocol):
-    """One place where an unfinished training is kept; how often it really writes is its choice."""
-
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and JSON-ready facts of the last :meth:`save`, or None."""
-
-    def save(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Keep both; the tensors change after this returns."""
-
-    def clear(self) -> None:
-        """Forget what was kept."""
 
 
 def fit(
@@ -160,9 +73,10 @@ def fit(
     """Train ``model`` in place on ``data`` and say what was done.
 
     Only parameters that require a gradient change; batch-norm statistics follow as usual. The
-    model is moved to ``device``; its modules' train/eval modes and the weights' memory layout are
-    afterwards what they were. With ``checkpoint``, an interrupted training continues after its
-    last kept epoch with the same bits (on a CPU) as if it had not been interrupted.
+    model is moved to ``device``; its modules' train/eval modes, the weights' memory layout and
+    torch's own random state are afterwards what they were. With ``checkpoint``, an interrupted
+    training continues after its last kept epoch with the same bits (on a CPU) as if it had not
+    been interrupted.
 
     Raises
     ------
@@ -179,9 +93,10 @@ def fit(
     if len(data) == 0:
         raise InputError("expected at least one training image, got an empty set")
     model.to(device)
-    with _channels_last(model), _train_mode(model):
-        loop = _Loop(model, data.to(device), options, device, hooks)
-        loop.generators = {"shuffle": shuffle_generator, "augmentation": augmentation_generator}
+    generators = {"shuffle": shuffle_generator, "augmentation": augmentation_generator}
+    forked = [device] if device.type == "cuda" else []
+    with channels_last_weights(model), modes_kept(model), torch.random.fork_rng(forked):
+        loop = _Loop(model, data.to(device), options, device, hooks, generators)
         return loop.run(SILENT if progress is None else progress, checkpoint, label)
 
 
@@ -195,6 +110,7 @@ class _Loop:
         options: TrainOptions,
         device: torch.device,
         hooks: TrainingHooks,
+        generators: dict[str, Generator],
     ) -> None:
         self.model = model
         self.forward: Callable[[Tensor], Tensor] = (
@@ -207,7 +123,7 @@ class _Loop:
         self.precision = resolve_precision(options.precision, device)
         self.optimizer = make_optimizer(model, options)
         self.steps_per_epoch = steps_per_epoch(len(data), options.batch_size)
-        self.generators: dict[str, Generator] = {}
+        self.generators = generators
         self.summary = TrainingSummary()
         self.samples_seen = 0
 
@@ -231,6 +147,7 @@ class _Loop:
     def run_epoch(self, advance: Callable[[], None]) -> None:
         epoch = self.summary.epochs_run
         self.model.train()
+        self.seed_layers()
         loss_total = torch.zeros((), device=self.device)
         correct_total = torch.zeros((), device=self.device)
         images_total = 0
@@ -253,6 +170,15 @@ class _Loop:
             )
         rate = self.optimizer.param_groups[0]["lr"]
         self.end_epoch(EpochMetrics(loss_sum / images_total, correct / images_total, rate), step)
+
+    def seed_layers(self) -> None:
+        """Make dropout and its like repeatable: they can only draw from torch's own generator.
+
+        That generator is put back as it was when the training ends.
+        """
+        generator = self.generators["shuffle"]
+        seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
+        torch.manual_seed(int(seed))
 
     def batches(self) -> Iterator[Batch]:
         options = self.options
@@ -360,31 +286,3 @@ def _stripped(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)
     }
-
-
-@contextlib.contextmanager
-def _train_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.train()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextlib.contextmanager
-def _channels_last(model: nn.Module) -> Iterator[None]:
-    """Weights of convolutions as the fast kernels want them; plain order again afterwards."""
-    changed = [
-        parameter
-        for parameter in model.parameters()
-        if parameter.ndim == 4 and parameter.is_contiguous()
-    ]
-    for parameter in changed:
-        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    try:
-        yield
-    finally:
-        for parameter in changed:
-            parameter.data = parameter.data.contiguous()
