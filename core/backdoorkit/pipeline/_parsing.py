@@ -16,6 +16,8 @@ from backdoorkit.hooks.options import option_specs, structure
 from backdoorkit.hooks.registry import resolve_config
 from backdoorkit.hooks.shared_options import TrainOptions
 from backdoorkit.pipeline.recipe import (
+    DEFAULT_DATA,
+    DEFAULT_MODEL,
     NO_ATTACK,
     STANDARD_METRICS,
     DataChoice,
@@ -35,8 +37,6 @@ __all__ = ["Parser"]
 
 _TABLES: Final = ("data", "model", "train", "attacks", "defenses", "detectors", "metrics")
 _NORMALIZATIONS: Final = ("data", "none", "imagenet")
-_DEFAULT_DATA: Final = "digits"
-_DEFAULT_MODEL: Final = "small-cnn"
 #: A name becomes a folder's.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -57,23 +57,30 @@ class Parser:
         keys = tuple(attrs.fields_dict(RunOptions))
         self._refuse_unknown(mapping, (*keys, *_TABLES))
         options = self._run_options({key: mapping[key] for key in keys if key in mapping})
-        parts = {
-            "data": self._tables(mapping, "data", self._data, {"name": _DEFAULT_DATA}),
-            "models": self._tables(mapping, "model", self._model, {"name": _DEFAULT_MODEL}),
-            "train": self._tables(mapping, "train", self._train, {}),
-            "attacks": self._methods(mapping, "attacks", Kind.ATTACK),
-            "defenses": self._methods(mapping, "defenses", Kind.DEFENSE),
-            "detectors": self._methods(mapping, "detectors", Kind.DETECTOR),
-            "metrics": self._methods(mapping, "metrics", Kind.METRIC),
-        }
+        data = self._tables(mapping, "data", self._data, {"name": DEFAULT_DATA})
+        models = self._tables(mapping, "model", self._model, {"name": DEFAULT_MODEL})
+        train = self._tables(mapping, "train", self._train, {})
+        attacks = self._methods(mapping, "attacks", Kind.ATTACK)
+        defenses = self._methods(mapping, "defenses", Kind.DEFENSE)
+        detectors = self._methods(mapping, "detectors", Kind.DETECTOR)
+        metrics = self._metrics(mapping)
         if not any(mapping.get(key) for key in ("attacks", "defenses", "detectors")):
             self._fault("", "nothing to do: name at least one attack, defense or detector")
-        parts["attacks"] = parts["attacks"] or (MethodChoice(name=NO_ATTACK, config=NoOptions()),)
-        if "metrics" not in mapping:
-            parts["metrics"] = self._standard_metrics()
         if self.issues or options is None:
             return None
-        return Recipe(**{key: getattr(options, key) for key in keys}, **parts)
+        return Recipe(
+            name=options.name,
+            seeds=options.seeds,
+            data=data,
+            models=models,
+            train=train,
+            attacks=attacks or (MethodChoice(name=NO_ATTACK, config=NoOptions()),),
+            defenses=defenses,
+            detectors=detectors,
+            metrics=metrics,
+            device=options.device,
+            oracle=options.oracle,
+        )
 
     # -- tables ------------------------------------------------------------------------------------
 
@@ -175,9 +182,12 @@ class Parser:
         if value not in _NORMALIZATIONS:
             allowed = ", ".join(map(repr, _NORMALIZATIONS))
             self._fault(path, f"must be {allowed} or a table of mean and std, not {value!r}")
-        return value
+            return None
+        return str(value)
 
-    def _standard_metrics(self) -> tuple[MethodChoice, ...]:
+    def _metrics(self, mapping: Mapping[str, Any]) -> tuple[MethodChoice, ...]:
+        if "metrics" in mapping:
+            return self._methods(mapping, "metrics", Kind.METRIC)
         known = {method.name for method in self._registry.methods(Kind.METRIC)}
         missing = [name for name in STANDARD_METRICS if name not in known]
         if missing:
@@ -218,7 +228,7 @@ class Parser:
             return None
         self._resolve_paths(table, method)
         try:
-            config = resolve_config(method, table, path)
+            config = resolve_config(method, _plain_text(table), path)
         except ConfigError as error:
             self.issues += (_advised(issue, method, extra, path) for issue in error.issues)
             return None
@@ -249,7 +259,7 @@ class Parser:
 
     def _structured(self, cls: type[T], values: Mapping[str, Any], path: str) -> T | None:
         try:
-            return structure(cls, values, path)
+            return structure(cls, _plain_text(values), path)
         except ConfigError as error:
             self.issues += error.issues
             return None
@@ -266,6 +276,11 @@ class Parser:
 
 
 _CHOICE_FIELDS: Final = frozenset(attrs.fields_dict(MethodChoice))
+
+
+def _plain_text(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without :class:`HereText`, which is of use to paths only."""
+    return {key: str(item) if isinstance(item, str) else item for key, item in values.items()}
 
 
 def _is_array_of_tables(value: Any) -> bool:

@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from backdoorkit.hooks.shared_options import TrainOptions
 
 __all__ = [
+    "DEFAULT_DATA",
+    "DEFAULT_MODEL",
     "NO_ATTACK",
     "STANDARD_METRICS",
     "DataChoice",
     "HereText",
     "MethodChoice",
     "ModelChoice",
+    "NoOptions",
     "Normalization",
     "Recipe",
     "RunOptions",
@@ -38,6 +41,8 @@ __all__ = [
 
 #: Name that stands for "no attack": the same model trained on clean data.
 NO_ATTACK: Final = "none"
+DEFAULT_DATA: Final = "digits"
+DEFAULT_MODEL: Final = "small-cnn"
 #: Measured where a recipe names no metrics.
 STANDARD_METRICS: Final = (
     "accuracy",

@@ -1,0 +1,194 @@
+"""``backdoorkit run``: a chain of steps, or a recipe file, or a file with steps added."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from backdoorkit.cli._context import get_registry
+from backdoorkit.cli._overrides import parse_assignment, set_value
+from backdoorkit.cli._steps import StepGroup
+from backdoorkit.errors import InputError, RunFailedError
+from backdoorkit.pipeline.recipe import (
+    DEFAULT_DATA,
+    DEFAULT_MODEL,
+    Recipe,
+    read_recipe_file,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from backdoorkit.cli._steps import ChainStep
+    from backdoorkit.hooks.registry import Registry
+    from backdoorkit.pipeline.runner import RunResult
+
+__all__ = ["run"]
+
+log = logging.getLogger(__name__)
+
+_DEFAULT_STORE: Final = "backdoorkit-runs"
+
+
+@click.group(
+    cls=StepGroup,
+    chain=True,
+    invoke_without_command=True,
+    no_args_is_help=True,
+    subcommand_metavar="STEP [STEP OPTIONS] [STEP ...]",
+)
+@click.option(
+    "-f",
+    "--file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Recipe (TOML). Options and steps given beside it change and extend it.",
+)
+@click.option("--data", metavar="NAME", help="Data set.  [default digits]")
+@click.option("--model", metavar="NAME", help="Architecture.  [default small-cnn]")
+@click.option("--epochs", type=click.IntRange(min=0), help="Passes over the training set.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    multiple=True,
+    help="Repeat for several; tables then show mean and spread.  [default 0]",
+)
+@click.option(
+    "--set",
+    "assignments",
+    metavar="PATH=VALUE",
+    multiple=True,
+    help="Set any key of the recipe, such as data.reserve_size=100, train.learning_rate=0.05 or "
+    "model.weights=FILE. Repeatable.",
+)
+@click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.  [default auto]")
+@click.option(
+    "--oracle",
+    is_flag=True,
+    default=None,
+    help="Permit methods to choose levels on test attack success; tables then say so.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the resolved recipe as TOML; run nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+@click.option(
+    "--store",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=_DEFAULT_STORE,
+    envvar="BACKDOORKIT_STORE",
+    help=f"Where results are kept and found again.  [default {_DEFAULT_STORE}]",
+)
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Put a copy of the HTML report here.",
+)
+def run(**_: Any) -> None:
+    """Attack, train, defend, detect and measure.
+
+    Several attacks and defenses make a grid; every table has a row without defense. What is in
+    the store already is not done again, so an interrupted run goes on where it was.
+
+    Example: backdoorkit run --epochs 20 badnets --poison-rate 0.05 tsbd
+    """
+
+
+@run.result_callback()
+@click.pass_context
+def carry_out(context: click.Context, steps: list[ChainStep], /, **options: Any) -> None:
+    """After all steps are parsed: make the recipe, then print it or carry it out."""
+    registry = get_registry(context)
+    recipe = _recipe(registry, steps, options)
+    if options["dry_run"]:
+        click.echo(recipe.to_toml(), nl=False)
+        return
+    for record in registry.plugins:
+        if record.error and record.state != "blocked":
+            log.warning("plugin %s is %s: %s", record.label, record.state, record.error)
+    quiet = context.ensure_object(dict).get("quiet", False)
+    result = _run_recipe(recipe, registry, options["store"], quiet=quiet)
+    _show(result, recipe, as_json=options["as_json"], report=options["report"])
+    if result.failed:
+        raise RunFailedError(
+            "some steps failed, as the table says; the others are kept, and the same command "
+            "tries only what failed again"
+        )
+
+
+def _run_recipe(recipe: Recipe, registry: Registry, store: Path, *, quiet: bool) -> RunResult:
+    from backdoorkit.cli.progress import shown_progress
+    from backdoorkit.pipeline.store import Store
+
+    opened = Store(store)
+    with shown_progress(registry, quiet=quiet) as progress:
+        # Heavy: torch and all that.
+        from backdoorkit.pipeline.runner import run_recipe
+
+        # Standard output belongs to the results, whatever a method prints.
+        with contextlib.redirect_stdout(sys.stderr):
+            return run_recipe(recipe, registry, opened, progress=progress)
+
+
+def _show(result: RunResult, recipe: Recipe, *, as_json: bool, report: Path | None) -> None:
+    if as_json:
+        facts = {
+            "name": recipe.name,
+            "directory": str(result.directory),
+            "report": str(result.report),
+            "failed": result.failed,
+            **result.table.to_json(),
+        }
+        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        click.echo(result.table.to_text())
+    if report is not None:
+        try:
+            report.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(result.report, report)
+        except OSError as error:
+            raise InputError(
+                f"the report cannot be written to {report}: {error.strerror}"
+            ) from None
+    click.echo(f"report: {report or result.report}", err=True)
+
+
+# -- from the command line to a recipe -------------------------------------------------------------
+
+
+def _recipe(registry: Registry, steps: Sequence[ChainStep], options: Mapping[str, Any]) -> Recipe:
+    file: Path | None = options["file"]
+    values = {} if file is None else read_recipe_file(file)
+    from_file = set(values)
+    shorthands = {
+        "data.name": options["data"],
+        "model.name": options["model"],
+        "train.epochs": options["epochs"],
+        "seeds": list(options["seed"]) or None,
+        "device": options["device"],
+        "oracle": options["oracle"],
+    }
+    for path, value in shorthands.items():
+        if value is not None:
+            set_value(values, path, value)
+    for assignment in options["assignments"]:
+        set_value(values, *parse_assignment(assignment))
+    for step in steps:
+        _append(values, step)
+    # Tables that only the command line has made keep the default name.
+    for room, name in (("data", DEFAULT_DATA), ("model", DEFAULT_MODEL)):
+        if room not in from_file and isinstance(values.get(room), dict):
+            values[room].setdefault("name", name)
+    return Recipe.from_mapping(values, registry, None if file is None else file.parent)
+
+
+def _append(values: dict[str, Any], step: ChainStep) -> None:
+    tables = values.setdefault(step.room, [])
+    # Anything else is refused with the rest of the recipe's faults.
+    if isinstance(tables, list):
+        tables.append(copy.copy(step.table))
