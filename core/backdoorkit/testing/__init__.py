@@ -1,0 +1,65 @@
+"""The conformance kit: what every method of a kind must keep, as tests and as a command.
+
+A plugin subclasses a suite (it needs pytest)::
+
+    from backdoorkit.testing import DefenseSuite
+
+    class TestMine(DefenseSuite):
+        method = "mine"
+        config = {"epochs": 1}
+
+``backdoorkit plugins check mine`` runs the same checks. They hold a method to the contract, not
+to its paper's numbers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from backdoorkit.testing.checks import CheckOutcome, CheckStatus, checks_for, run_checks
+from backdoorkit.testing.tiny import (
+    PatchTrigger,
+    TinyVictim,
+    tiny_context,
+    tiny_images,
+    tiny_network,
+    tiny_victim,
+)
+
+if TYPE_CHECKING:
+    from backdoorkit.testing.suites import (
+        AttackSuite,
+        DatasetSuite,
+        DefenseSuite,
+        DetectorSuite,
+        MetricSuite,
+        ModelSuite,
+    )
+
+__all__ = [
+    "AttackSuite",
+    "CheckOutcome",
+    "CheckStatus",
+    "DatasetSuite",
+    "DefenseSuite",
+    "DetectorSuite",
+    "MetricSuite",
+    "ModelSuite",
+    "PatchTrigger",
+    "TinyVictim",
+    "checks_for",
+    "run_checks",
+    "tiny_context",
+    "tiny_images",
+    "tiny_network",
+    "tiny_victim",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The suites need pytest, which the command `plugins check` must do without.
+    if name.endswith("Suite") and name in __all__:
+        from backdoorkit.testing import suites
+
+        return getattr(suites, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

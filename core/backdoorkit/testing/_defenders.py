@@ -1,0 +1,276 @@
+"""What defenses and detectors must keep, shown on the tiny victim."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from backdoorkit.contracts import Defense, DefenseResult, DetectionResult, Detector
+from backdoorkit.errors import StructureError
+from backdoorkit.hooks.info import Kind
+from backdoorkit.pipeline import envelope
+from backdoorkit.testing._subject import (
+    CheckSkippedError,
+    Subject,
+    require,
+    require_untouched,
+    watched_global_state,
+)
+from backdoorkit.testing.tiny import (
+    NUM_CLASSES,
+    copy_state,
+    tiny_context,
+    tiny_network,
+    tiny_victim,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from backdoorkit.context import Context
+    from backdoorkit.hooks.info import MethodInfo
+    from backdoorkit.tasks import DefenseTask, DetectionTask
+
+__all__ = ["DEFENSE_CHECKS", "DETECTOR_CHECKS"]
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class _Run:
+    """One run of a method on the tiny victim, and what it left behind."""
+
+    result: Any
+    #: state of torch's global generator when the method's own code ended
+    generator_after: Tensor
+    #: global generators and switches that it changed
+    changed: list[str]
+    #: tensors of the shared victim that it wrote into
+    written: list[str]
+
+
+def run_defense(
+    defense: Defense[Any], info: MethodInfo, context: Context
+) -> tuple[DefenseResult, Tensor]:
+    """Run a defense in the framework's envelope; also the generator's state at its end."""
+    watched = _WatchedDefense(defense)
+    resources = tiny_victim().resources(context.device)
+    return envelope.run_defense(watched, info, resources, context), watched.generator_after
+
+
+def run_detector(
+    detector: Detector[Any], info: MethodInfo, context: Context
+) -> tuple[DetectionResult, Tensor]:
+    """As :func:`run_defense`."""
+    watched = _WatchedDetector(detector)
+    resources = tiny_victim().resources(context.device)
+    return envelope.run_detector(watched, info, resources, context), watched.generator_after
+
+
+class _WatchedDefense(Defense[Any]):
+    def __init__(self, inner: Defense[Any]) -> None:
+        super().__init__(inner.config)
+        self.inner = inner
+        self.generator_after = torch.empty(0)
+
+    def run(self, task: DefenseTask, context: Context) -> DefenseResult:
+        result = self.inner.run(task, context)
+        self.generator_after = torch.get_rng_state()
+        return result
+
+
+class _WatchedDetector(Detector[Any]):
+    def __init__(self, inner: Detector[Any]) -> None:
+        super().__init__(inner.config)
+        self.inner = inner
+        self.generator_after = torch.empty(0)
+
+    def run(self, task: DetectionTask, context: Context) -> DetectionResult:
+        result = self.inner.run(task, context)
+        self.generator_after = torch.get_rng_state()
+        return result
+
+
+# -- checks of both --------------------------------------------------------------------------------
+
+
+def accepts_the_tiny_victim(subject: Subject) -> None:
+    """``check`` lets a plain convolutional network pass, and refuses only by StructureError."""
+    context = tiny_context(subject.name)
+    try:
+        subject.create().check(context.structure(tiny_network()))
+    except StructureError as refusal:
+        raise CheckSkippedError(f"it refuses the tiny victim: {refusal}") from None
+
+
+def runs_with_what_it_declares(subject: Subject) -> None:
+    """It runs on the CPU, given what ``needs`` declares, and its result is well-formed."""
+    _run(subject)
+
+
+def leaves_what_is_global_alone(subject: Subject) -> None:
+    """No global generator is seeded or drawn from, and no switch of torch is changed."""
+    first, other = _run(subject), _run(subject, seed=1)
+    require_untouched(first.changed)
+    require(
+        not torch.equal(first.generator_after, other.generator_after),
+        "it seeds torch's global generator; draw from context.generator(purpose)",
+    )
+
+
+def leaves_its_inputs_alone(subject: Subject) -> None:
+    """The shared victim, the reserve and the training data are not written to."""
+    written = _run(subject).written
+    require(not written, f"it wrote into {', '.join(written)}; work on copies")
+
+
+def accepts_another_seed(subject: Subject) -> None:
+    """It runs with another seed, too."""
+    _run(subject, seed=1)
+
+
+def runs_on_cuda(subject: Subject) -> None:
+    """It runs on a CUDA device, where there is one."""
+    if not torch.cuda.is_available():
+        raise CheckSkippedError("no CUDA device")
+    _run(subject, device="cuda")
+
+
+def details_are_json(subject: Subject) -> None:
+    """What it has to tell can be stored as JSON and read again."""
+    details = dict(_run(subject).result.details)
+    again = json.loads(json.dumps(details, allow_nan=False))
+    require(all(isinstance(key, str) for key in details), "details must have text as keys")
+    require(again.keys() == details.keys(), f"details became {again!r}")
+
+
+# -- defenses --------------------------------------------------------------------------------------
+
+
+def same_seed_gives_the_same_weights(subject: Subject) -> None:
+    """Two runs with one seed give the same bits, whatever was drawn before."""
+    first = copy_state(_run(subject).result.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12345)
+        second = copy_state(_run(subject, key="a second run").result.model)
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    require(not different, f"weights differ between two runs, first in {different[:1]}")
+
+
+def repaired_model_works(subject: Subject) -> None:
+    """Its logits have the victim's shape and are finite."""
+    logits = _logits(_run(subject).result.model)
+    count = len(tiny_victim().test)
+    require(logits.shape == (count, NUM_CLASSES), f"logits have shape {tuple(logits.shape)}")
+    require(bool(logits.isfinite().all()), "logits are not finite")
+
+
+def repaired_model_is_its_weights(subject: Subject) -> None:
+    """Its weights in a fresh network give the same logits: no hook or mask is left beside them."""
+    model: nn.Module = _run(subject).result.model
+    for name, module in model.named_modules():
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+        require(not any(hooks), f"a hook is left on {name or 'the model'}; remove it")
+    fresh = tiny_network()
+    fresh.load_state_dict(model.state_dict())
+    torch.testing.assert_close(_logits(fresh), _logits(model), rtol=1e-4, atol=1e-4)
+
+
+DEFENSE_CHECKS: Final[tuple[Callable[[Subject], None], ...]] = (
+    accepts_the_tiny_victim,
+    runs_with_what_it_declares,
+    repaired_model_works,
+    repaired_model_is_its_weights,
+    details_are_json,
+    same_seed_gives_the_same_weights,
+    accepts_another_seed,
+    leaves_what_is_global_alone,
+    leaves_its_inputs_alone,
+    runs_on_cuda,
+)
+
+
+# -- detectors -------------------------------------------------------------------------------------
+
+
+def verdict_is_well_formed(subject: Subject) -> None:
+    """Score and threshold are finite numbers, the target is a class."""
+    result: DetectionResult = _run(subject).result
+    for name in ("score", "threshold"):
+        value = getattr(result, name)
+        finite = isinstance(value, int | float) and math.isfinite(value)
+        allowed = finite or (name == "threshold" and value is None)
+        require(allowed, f"{name} must be a finite number, not {value!r}")
+    target = result.target
+    is_class = type(target) is int and 0 <= target < NUM_CLASSES
+    require(target is None or is_class, f"target must be a class or None, not {target!r}")
+
+
+def same_seed_gives_the_same_verdict(subject: Subject) -> None:
+    """Two runs with one seed agree, whatever was drawn before."""
+    first: DetectionResult = _run(subject).result
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12345)
+        second: DetectionResult = _run(subject, key="a second run").result
+    require(
+        (first.score, first.target) == (second.score, second.target),
+        f"score and target were {first.score}, {first.target}, "
+        f"then {second.score}, {second.target}",
+    )
+
+
+DETECTOR_CHECKS: Final[tuple[Callable[[Subject], None], ...]] = (
+    accepts_the_tiny_victim,
+    runs_with_what_it_declares,
+    verdict_is_well_formed,
+    details_are_json,
+    same_seed_gives_the_same_verdict,
+    accepts_another_seed,
+    leaves_what_is_global_alone,
+    leaves_its_inputs_alone,
+    runs_on_cuda,
+)
+
+
+# -- shared ----------------------------------------------------------------------------------------
+
+
+def _run(subject: Subject, *, seed: int = 0, device: str = "cpu", key: str = "") -> _Run:
+    def make() -> _Run:
+        method = subject.create()
+        context = tiny_context(subject.name, seed=seed, device=device)
+        run = run_defense if subject.kind is Kind.DEFENSE else run_detector
+        before = _inputs()
+        with watched_global_state() as changed:
+            result, generator_after = run(method, subject.info, context)
+        after = _inputs()
+        written = [name for name in before if not torch.equal(after[name], before[name])]
+        return _Run(
+            result=result, generator_after=generator_after, changed=changed, written=written
+        )
+
+    subject.once("the structure check", lambda: accepts_the_tiny_victim(subject))
+    return subject.once(key or f"the run with seed {seed} on {device}", make)
+
+
+def _inputs() -> Mapping[str, Tensor]:
+    victim = tiny_victim()
+    weights = {f"the victim's {k}": v for k, v in copy_state(victim.model).items()}
+    return {
+        **weights,
+        "the reserve's images": victim.reserve.images.clone(),
+        "the reserve's labels": victim.reserve.labels.clone(),
+        "the training images": victim.poisoned.data.images.clone(),
+        "the training labels": victim.poisoned.data.labels.clone(),
+    }
+
+
+def _logits(model: nn.Module) -> Tensor:
+    model = model.cpu().eval()
+    images = tiny_victim().test.images.float() / 255
+    with torch.inference_mode():
+        logits: Tensor = model(images)
+    return logits

@@ -1,0 +1,186 @@
+"""A victim small enough to train in a second: synthetic images, two convolutions, a patch.
+
+Everything here is the same on every call: it is what the conformance checks run methods on, and
+what a plugin's own tests may use.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Final
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from backdoorkit.context import Context
+from backdoorkit.contracts import Trigger
+from backdoorkit.data.images import ImageSet
+from backdoorkit.data.poison import PoisonedSet, apply_trigger, poison_by_options
+from backdoorkit.hooks.shared_options import PoisonOptions, TrainOptions
+from backdoorkit.models.normalized import NormalizedModel
+from backdoorkit.pipeline.envelope import Resources
+
+__all__ = [
+    "IMAGE_SHAPE",
+    "NUM_CLASSES",
+    "PatchTrigger",
+    "TinyNetwork",
+    "TinyVictim",
+    "copy_state",
+    "tiny_context",
+    "tiny_images",
+    "tiny_network",
+    "tiny_victim",
+]
+
+#: number of classes K
+NUM_CLASSES: Final = 4
+#: C, H, W
+IMAGE_SHAPE: Final = (3, 16, 16)
+
+_TRAINING: Final = TrainOptions(
+    epochs=6, batch_size=64, learning_rate=0.1, schedule="one-cycle", precision="float32"
+)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def tiny_images(
+    count: int, *, seed: int = 0, image_shape: tuple[int, int, int] = IMAGE_SHAPE
+) -> ImageSet:
+    """``count`` labelled images of four classes; equally many of each, as far as it goes.
+
+    A class is a smooth pattern of its own, of varying strength, under noise.
+    """
+    channels, height, width = image_shape
+    coarse = torch.rand(NUM_CLASSES, channels, 4, 4, generator=_generator(99))
+    patterns = functional.interpolate(coarse, size=(height, width), mode="bilinear")
+    generator = _generator(seed)
+    labels = torch.arange(count) % NUM_CLASSES
+    strength = 0.6 + 0.4 * torch.rand(count, 1, 1, 1, generator=generator)
+    noise = torch.randn(count, *image_shape, generator=generator)
+    images = (strength * patterns[labels] + 0.08 * noise).clamp(0, 1)
+    return ImageSet.from_tensors(
+        (images * 255).round().to(torch.uint8), labels, num_classes=NUM_CLASSES
+    )
+
+
+class TinyNetwork(nn.Module):
+    """Two conv-BN pairs (24 and 32 channels), global average pooling, one linear head."""
+
+    def __init__(self, in_channels: int = IMAGE_SHAPE[0], num_classes: int = NUM_CLASSES) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 24, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(24)
+        self.conv2 = nn.Conv2d(24, 32, 3, stride=2, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(32)
+        self.head = nn.Linear(32, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N x K)."""
+        features = functional.relu(self.bn1(self.conv1(images)))
+        features = functional.relu(self.bn2(self.conv2(features)))
+        logits: Tensor = self.head(features.mean(dim=(2, 3)))
+        return logits
+
+
+def tiny_network(seed: int = 0) -> NormalizedModel:
+    """An untrained model on the CPU, with its normalisation inside."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = TinyNetwork()
+    channels = IMAGE_SHAPE[0]
+    return NormalizedModel(network, [0.5] * channels, [0.25] * channels)
+
+
+class PatchTrigger(Trigger):
+    """A white square in the lower right corner."""
+
+    def __init__(self, size: int = 3) -> None:
+        self.size = size
+
+    def apply(self, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        """Images with the patch, all the same."""
+        del labels, indices
+        triggered = images.clone()
+        triggered[..., -self.size :, -self.size :] = 1
+        return triggered
+
+    def state(self) -> dict[str, Tensor]:
+        """The patch's side in pixels."""
+        return {"size": torch.tensor(self.size)}
+
+
+def tiny_context(
+    method: str, *, seed: int = 0, device: torch.device | str = "cpu", oracle: bool = False
+) -> Context:
+    """What a method is given beside its task, on the tiny victim; oracle success is always 1."""
+    return Context(
+        method=method,
+        seed=seed,
+        device=torch.device(device),
+        image_shape=IMAGE_SHAPE,
+        num_classes=NUM_CLASSES,
+        precision="float32",
+        oracle=(lambda _: 1.0) if oracle else None,
+    )
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class TinyVictim:
+    """A backdoored model and all that belongs to it."""
+
+    #: in eval mode, on the CPU; do not change it in place: it is shared
+    model: NormalizedModel
+    #: the training set as the victim saw it
+    poisoned: PoisonedSet
+    #: the defender's clean images, none of which the victim trained on
+    reserve: ImageSet
+    #: clean test images
+    test: ImageSet
+    #: the same with the trigger; their labels are the true ones
+    triggered: ImageSet
+    #: the class the attacker wants
+    target: int
+
+    def resources(self, device: torch.device | str = "cpu") -> Resources:
+        """Everything a defender could declare a need for."""
+        return Resources(
+            model=copy.deepcopy(self.model).to(device),
+            clean=self.reserve.to(torch.device(device)),
+            training_data=lambda: self.poisoned.data.to(torch.device(device)),
+            build_model=lambda: tiny_network().to(device),
+            num_classes=NUM_CLASSES,
+            image_shape=IMAGE_SHAPE,
+        )
+
+
+@functools.cache
+def tiny_victim() -> TinyVictim:
+    """The victim, trained on the first call: about a second on one core."""
+    options = PoisonOptions(poison_rate=0.1)
+    trigger = PatchTrigger()
+    poisoned = poison_by_options(tiny_images(512, seed=1), trigger, options, _generator(2))
+    model = tiny_network()
+    tiny_context("tiny").fit(model, poisoned.data, _TRAINING)
+    test = tiny_images(256, seed=4)
+    everywhere = torch.arange(len(test))
+    images = apply_trigger(trigger, test.images, test.labels, test.ids)
+    return TinyVictim(
+        model=model.eval(),
+        poisoned=poisoned,
+        reserve=tiny_images(128, seed=3),
+        test=test,
+        triggered=test.replaced(everywhere, images, test.labels),
+        target=options.target,
+    )
+
+
+def copy_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors as they are now."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
