@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from backdoorkit import LabelMapping, RateBasis
 from backdoorkit.api import Context, ImageSet, InputError, quantize
 from backdoorkit.errors import ConfigError
 from backdoorkit.hooks.options import structure
@@ -124,6 +125,18 @@ def test_result_does_not_depend_on_the_batch(size):
     assert torch.equal(together, planted(trigger, images))
     channels_last = images.contiguous(memory_format=torch.channels_last)
     assert torch.equal(planted(trigger, channels_last), planted(trigger, images))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same_images():
+    images, device = images_of((3, 32, 32), count=64), torch.device("cuda")
+    attack = BadNets(BadNetsConfig(trigger="grid"))
+    there = Context(method="badnets", seed=0, device=device)
+    trigger = attack.prepare(data_of((3, 32, 32)), there)
+    assert trigger.mask.device.type == "cuda"
+    expected = planted(trigger_for(trigger="grid"), images)
+    assert torch.equal(planted(trigger, images.to(device)).cpu(), expected)
 
 
 def test_trigger_comes_back_from_its_state():
@@ -274,14 +287,14 @@ def test_labels_move_into_the_target_class():
 
 def test_rate_basis_non_target_takes_no_image_of_the_target_class():
     data = data_of((1, 8, 8), count=200)
-    result = poisoned(data, poison_rate=0.5, rate_basis="non-target")
+    result = poisoned(data, poison_rate=0.5, rate_basis=RateBasis.NON_TARGET)
     assert len(result.poisoned_positions) == 90
     assert (data.labels[result.poisoned_positions] != 0).all()
 
 
 def test_all_to_all_moves_every_class_to_the_next():
     data = data_of((1, 8, 8), count=50)
-    result = poisoned(data, poison_rate=1.0, label_map="all-to-all")
+    result = poisoned(data, poison_rate=1.0, label_map=LabelMapping.ALL_TO_ALL)
     assert torch.equal(result.data.labels, (data.labels + 1) % 10)
 
 

@@ -129,6 +129,20 @@ def test_pattern_comes_from_the_seed_and_comes_back_from_its_state(config):
     assert torch.equal(planted(restored, images), mixed)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("config", PATTERNS)
+def test_a_gpu_gives_the_same_images(config):
+    images, device = images_of((3, 32, 32), count=64), torch.device("cuda")
+    attack = Blended(BlendedConfig(**config))
+    there = Context(method="blended", seed=0, device=device)
+    mixed = planted(attack.prepare(data_of((3, 32, 32)), there), images.to(device)).cpu()
+    expected = quantize(planted(trigger_for(**config), images))
+    assert (quantize(mixed).int() - expected.int()).abs().max() <= 1
+    restored = attack.restore(trigger_for(**config).state())
+    assert torch.equal(planted(restored, images.to(device)).cpu(), mixed)
+
+
 # -- patterns --------------------------------------------------------------------------------------
 
 
