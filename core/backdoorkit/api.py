@@ -33,7 +33,7 @@ from backdoorkit.models.structure import (
 )
 from backdoorkit.selection import largest_accepted, split_reserve
 from backdoorkit.tasks import DefenseTask, DetectionTask
-from backdoorkit.training import TrainingHooks, TrainingSummary
+from backdoorkit.training import EpochMetrics, TrainingHooks, TrainingSummary
 
 __all__ = [
     "Architecture",
@@ -50,6 +50,7 @@ __all__ = [
     "DetectionResult",
     "DetectionTask",
     "Detector",
+    "EpochMetrics",
     "Evaluation",
     "ImageSet",
     "InputError",
