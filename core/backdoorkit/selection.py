@@ -44,7 +44,7 @@ def split_reserve(
         )
     chosen = stratified_positions(clean.labels, count, generator)
     to_fit = torch.ones(len(clean), dtype=torch.bool)
-    to_fit[chosen] = False
+    to_fit[chosen.cpu()] = False
     return clean.subset(to_fit.nonzero().flatten()), clean.subset(chosen)
 
 
