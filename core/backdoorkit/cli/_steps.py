@@ -144,7 +144,5 @@ def _refuse_step(registry: Registry, name: str) -> NoReturn:
     try:
         method = registry.find(name)
     except UnknownNameError:
-        raise UnknownNameError(
-            "attack, defense or detector", name, known, "; see 'backdoorkit plugins list'"
-        ) from None
+        raise UnknownNameError("attack, defense or detector", name, known) from None
     raise InputError(f"{name!r} is a {method.kind}, and steps are attacks, defenses and detectors")

@@ -120,15 +120,16 @@ class Parser:
         key: str,
         parse: Callable[[dict[str, Any], str], T | None],
     ) -> tuple[T, ...]:
-        made: list[T] = []
+        made: dict[str, T] = {}
         for index, table in enumerate(tables):
-            parsed = parse(dict(table), f"{key}[{index}]")
-            if parsed is not None and parsed in made:
-                first = f"{key}[{made.index(parsed)}]"
-                self._fault(f"{key}[{index}]", f"is the same as {first}; leave one of them out")
+            path = f"{key}[{index}]"
+            parsed = parse(dict(table), path)
+            first = next((other for other, item in made.items() if item == parsed), None)
+            if first is not None:
+                self._fault(path, f"is the same as {first}; leave one of them out")
             elif parsed is not None:
-                made.append(parsed)
-        return tuple(made)
+                made[path] = parsed
+        return tuple(made.values())
 
     # -- one table of each sort --------------------------------------------------------------------
 
