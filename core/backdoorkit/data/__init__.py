@@ -1,0 +1,1 @@
+"""Images, batches, augmentation, poisoning, splits and the built-in data sets."""
