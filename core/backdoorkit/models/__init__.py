@@ -1,0 +1,1 @@
+"""Architectures, normalisation, foreign checkpoints, and what a network is made of."""
