@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -81,11 +82,13 @@ def check_method(context: click.Context, name: str, as_json: bool) -> None:
         if not as_json:
             click.echo(str(outcome))
     failed = sum(outcome.failed for outcome in outcomes)
+    counts = Counter(outcome.status.value for outcome in outcomes)
     if as_json:
         checks = [outcome.to_json() for outcome in outcomes]
         _echo_json({"method": method.qualified_name, "ok": not failed, "checks": checks})
     else:
-        click.echo(f"{method.qualified_name}: {len(outcomes) - failed} of {len(outcomes)} hold")
+        told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        click.echo(f"{method.qualified_name}: {told}")
     if failed:
         context.exit(1)
 
@@ -162,16 +165,25 @@ def _describe(method: Method) -> list[str]:
     facts = {
         "Reference": info.reference,
         "Needs": ", ".join(sorted(info.needs)),
-        "Presets": ", ".join(info.presets),
     }
     lines += [f"{label}: {value}" for label, value in facts.items() if value]
+    if info.presets:
+        lines += ["", "Presets:"]
+    for name, values in info.presets.items():
+        listed = ", ".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
+        lines.append(f"  {name}")
+        lines.append(_indented(listed or "the defaults"))
     lines += ["", "Options:" if option_specs(info.config) else "No options."]
     for spec in option_specs(info.config):
         symbol = f", {spec.symbol} in the paper" if spec.symbol else ""
         default = "required" if spec.required else f"default {spec.default_text}"
         lines.append(f"  {spec.flag}  {spec.type_name}, {default}{symbol}")
-        lines.append(f"      {spec.help}")
+        lines.append(_indented(spec.help))
     return lines
+
+
+def _indented(text: str) -> str:
+    return click.wrap_text(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["ALLOWED_NEEDS", "Kind", "MethodInfo", "Need", "Stage"]
 
@@ -87,6 +87,10 @@ def _check_target(_: object, __: object, value: Any) -> None:
         raise ValueError(f"implementation {value!r} must read 'package.module:Class'")
 
 
+def _frozen(needs: Iterable[Need]) -> frozenset[Need]:
+    return frozenset(needs)
+
+
 def _check_config(_: object, __: object, value: Any) -> None:
     if not (isinstance(value, type) and attrs.has(value)):
         raise ValueError(f"config {value!r} must be a frozen attrs class")
@@ -113,7 +117,7 @@ class MethodInfo:
     stage: Stage | None = attrs.field(
         default=None, validator=attrs.validators.optional(attrs.validators.instance_of(Stage))
     )
-    needs: frozenset[Need] = attrs.field(default=frozenset(), converter=frozenset)
+    needs: frozenset[Need] = attrs.field(default=frozenset(), converter=_frozen)
     #: named sets of option values (``paper``, ``official``, ``backdoorbench``...), each merged
     #: under what the user gives
     presets: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)

@@ -300,7 +300,8 @@ def load_registry(
         return ""
 
     registry = Registry()
-    core = [Entry(name, name, PROJECT, installed_version(PROJECT)) for name in _CATALOGS]
+    version = installed_version(PROJECT)
+    core = [Entry(m.removesuffix(".catalog"), m, PROJECT, version) for m in _CATALOGS]
     registry._load(core, lambda _: "")
     found = installed_entries() if entry_points is None else entry_points
     registry._load(sorted(found, key=_precedence), refused)

@@ -12,6 +12,7 @@ from unittest import mock
 import torch
 
 from backdoorkit.data.images import ImageSet
+from backdoorkit.errors import InputError
 from backdoorkit.testing._subject import (
     CheckSkippedError,
     Subject,
@@ -98,6 +99,8 @@ def _load(subject: Subject, split: str, key: str = "") -> ImageSet:
         with tempfile.TemporaryDirectory() as cache, _no_connections() as attempts:
             try:
                 data: ImageSet = subject.create().load(split, Path(cache))
+            except InputError as error:
+                raise CheckSkippedError(f"its images are not at hand: {error}") from error
             except Exception as error:
                 if attempts:
                     raise CheckSkippedError("its images have to be downloaded first") from error

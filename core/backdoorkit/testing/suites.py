@@ -71,7 +71,8 @@ class _Suite:
 
 def _contract(kind: Kind) -> Callable[[F], F]:
     def one_test_per_check(test: F) -> F:
-        return pytest.mark.parametrize("check", checks_for(kind), ids=title)(test)
+        marked: F = pytest.mark.parametrize("check", checks_for(kind), ids=title)(test)
+        return marked
 
     return one_test_per_check
 

@@ -42,7 +42,7 @@ NUM_CLASSES: Final = 4
 IMAGE_SHAPE: Final = (3, 16, 16)
 
 _TRAINING: Final = TrainOptions(
-    epochs=6, batch_size=64, learning_rate=0.1, schedule="one-cycle", precision="float32"
+    epochs=8, batch_size=32, learning_rate=0.1, schedule="one-cycle", precision="float32"
 )
 
 
@@ -101,7 +101,7 @@ def tiny_network(seed: int = 0) -> NormalizedModel:
 class PatchTrigger(Trigger):
     """A white square in the lower right corner."""
 
-    def __init__(self, size: int = 3) -> None:
+    def __init__(self, size: int = 4) -> None:
         self.size = size
 
     def apply(self, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
