@@ -1,0 +1,431 @@
+"""``backdoorkit run``: from a command line to a recipe, and from a result to output."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tomllib
+import types
+from pathlib import Path
+from typing import Literal
+
+import attrs
+import pytest
+from click.testing import CliRunner
+
+from backdoorkit import MethodInfo, PoisonOptions, hookimpl, option
+from backdoorkit.cli import cli
+from backdoorkit.hooks.registry import Registry
+from backdoorkit.pipeline.recipe import STANDARD_METRICS
+from backdoorkit.pipeline.results import Cell, Row, Table
+
+
+@attrs.frozen(kw_only=True)
+class ImageOptions:
+    size: int = option(8, ge=1, help="Side.")
+
+
+@attrs.frozen(kw_only=True)
+class NoOptions:
+    pass
+
+
+@attrs.frozen(kw_only=True)
+class PatchOptions(PoisonOptions):
+    picture: Path | None = option(None, help="Picture.")
+
+
+@attrs.frozen(kw_only=True)
+class PruningOptions:
+    ratio: float = option(0.5, ge=0, le=1, help="Share.", symbol="r")
+    levels: tuple[float, ...] = option((0.1, 0.2), gt=0, help="Levels.")
+    rule: Literal["l1", "l2"] = option("l1", help="Rule.")
+    classes: Literal[10, 100] = option(10, help="Classes.")
+    bias: bool = option(True, help="Bias.")
+    note: str = option("", help="Note.")
+
+
+@attrs.frozen(kw_only=True)
+class Required:
+    level: int = option(help="Level.")
+
+
+def info(name, config, **more):
+    return MethodInfo(name=name, summary="Sum.", implementation="none:None_", config=config, **more)
+
+
+class Methods:
+    @staticmethod
+    @hookimpl
+    def backdoorkit_datasets():
+        return [info("digits", ImageOptions), info("letters", ImageOptions)]
+
+    @staticmethod
+    @hookimpl
+    def backdoorkit_models():
+        return [info("small-cnn", NoOptions), info("deep", NoOptions)]
+
+    @staticmethod
+    @hookimpl
+    def backdoorkit_attacks():
+        return [
+            info("patch", PatchOptions, presets={"paper": {"poison_rate": 0.3, "target": 2}}),
+            info("twice", PoisonOptions),
+        ]
+
+    @staticmethod
+    @hookimpl
+    def backdoorkit_defenses():
+        return [
+            info("prune", PruningOptions),
+            info("strict", Required),
+            info("twice", NoOptions),
+        ]
+
+    @staticmethod
+    @hookimpl
+    def backdoorkit_detectors():
+        return [info("scan", NoOptions)]
+
+    @staticmethod
+    @hookimpl
+    def backdoorkit_metrics():
+        return [info(name, NoOptions) for name in STANDARD_METRICS]
+
+
+@pytest.fixture
+def registry():
+    made = Registry()
+    made.register(Methods)
+    return made
+
+
+@pytest.fixture
+def call(registry, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args, env=None):
+        return CliRunner().invoke(cli, args, obj={"registry": lambda: registry}, env=env)
+
+    return call
+
+
+@pytest.fixture
+def recipe(call):
+    """The resolved recipe of ``run --dry-run ARGS``."""
+
+    def recipe(*args, env=None):
+        result = call("run", "--dry-run", *args, env=env)
+        assert result.exit_code == 0, result.output
+        assert result.stderr == ""
+        return tomllib.loads(result.stdout)
+
+    return recipe
+
+
+def refusal(result):
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    return result.stderr
+
+
+# -- steps -----------------------------------------------------------------------------------------
+
+
+def test_steps_and_their_options_become_a_recipe(recipe):
+    values = recipe("patch", "--poison-rate", "0.05", "none", "prune", "--ratio", "1", "scan")
+    assert [table["name"] for table in values["attacks"]] == ["patch", "none"]
+    assert values["attacks"][0]["poison_rate"] == 0.05
+    assert [(table["name"], table["ratio"]) for table in values["defenses"]] == [("prune", 1.0)]
+    assert [table["name"] for table in values["detectors"]] == ["scan"]
+
+
+def test_a_step_may_come_twice_with_other_options(recipe):
+    values = recipe("patch", "prune", "--ratio", "0.1", "prune", "--ratio", "0.2")
+    assert [table["ratio"] for table in values["defenses"]] == [0.1, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "value"),
+    [
+        (["--levels", "0.3,0.4"], "levels", [0.3, 0.4]),
+        (["--levels", "0.3", "--levels", "0.4,1"], "levels", [0.3, 0.4, 1.0]),
+        (["--rule", "l2"], "rule", "l2"),
+        (["--classes", "100"], "classes", 100),
+        (["--no-bias"], "bias", False),
+        (["--bias"], "bias", True),
+        (["--note", "1, 2"], "note", "1, 2"),
+        ([], "levels", [0.1, 0.2]),
+    ],
+)
+def test_options_are_read_as_their_types_say(recipe, options, name, value):
+    assert recipe("none", "prune", *options)["defenses"][0][name] == value
+
+
+def test_a_preset_lies_below_what_is_given(recipe):
+    table = recipe("patch", "--preset", "paper", "--target", "5")["attacks"][0]
+    assert (table["poison_rate"], table["target"]) == (0.3, 5)
+
+
+def test_a_name_of_two_kinds_is_qualified(call, recipe):
+    values = recipe("attack:twice", "defense:twice")
+    assert (values["attacks"][0]["name"], values["defenses"][0]["name"]) == ("twice", "twice")
+    assert "write attack:twice or defense:twice" in refusal(call("run", "twice"))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["pathc"], "no attack, defense or detector is called 'pathc'; did you mean 'patch'?"),
+        (["qqqqqq"], "known: patch, prune, scan, strict, twice"),
+        (["digits"], "'digits' is a dataset, and steps are attacks, defenses and detectors"),
+        (["patch", "--poison-rtae", "1"], "--poison-rate"),
+        (["patch", "--poison-rate", "1.5"], "must be at most 1, not 1.5"),
+        (["patch", "--poison-rate", "x"], "must be a number, not 'x'"),
+        (["patch", "--target", "1.0"], "must be a whole number, not '1.0'"),
+        (["patch", "--preset", "papre"], "paper"),
+        (["prune", "--rule", "l3"], "must be one of 'l1', 'l2', not 'l3'"),
+        (["prune", "--levels", "0.1,0"], "must be greater than 0, not 0"),
+        (["patch", "--seed", "3"], "--seed is an option of the run, not of patch; put it before"),
+        (["strict"], "defenses[0].level: is required"),
+        (["patch", "patch"], "attacks[1]: is the same as attacks[0]"),
+        (["--dry-run"], "nothing to do"),
+        (["--data", "digit", "none"], "did you mean 'digits'?"),
+        (["--epochs", "-1", "none"], "--epochs"),
+        (["--set", "epochs", "none"], "--set wants PATH=VALUE"),
+        (["--set", "train..epochs=1", "none"], "cannot read the path 'train..epochs'"),
+        (["--set", "trian.epochs=1", "none"], "trian: unknown key; did you mean 'train'?"),
+        (["--set", "train.epoch=1", "none"], "train.epoch: unknown key; did you mean 'epochs'?"),
+        (["--set", "train.epochs=x", "none"], "train.epochs: must be a whole number, not 'x'"),
+        (["--set", "train.epochs.x=1", "--epochs", "1", "none"], "nothing is at 'x'"),
+        (["--set", "attacks[0].target=1", "none"], "attacks"),
+        (["-f", "missing.toml"], "missing.toml"),
+    ],
+)
+def test_mistakes_end_with_two_and_say_what_is_right(call, args, message):
+    assert message in refusal(call("run", *args))
+
+
+# -- options of the run ----------------------------------------------------------------------------
+
+
+def test_options_of_the_run_change_the_recipe(recipe):
+    names = ["--data", "letters", "--model", "deep", "--device", "cpu"]
+    numbers = ["--epochs", "3", "--seed", "4", "--seed", "2"]
+    values = recipe(*names, *numbers, "--oracle", "none")
+    assert values["data"]["name"] == "letters"
+    assert values["model"]["name"] == "deep"
+    assert values["train"]["epochs"] == 3
+    assert values["seeds"] == [4, 2]
+    assert (values["device"], values["oracle"]) == ("cpu", True)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "path", "value"),
+    [
+        ("data.reserve_size=100", ("data", "reserve_size"), 100),
+        ("data.size = 16", ("data", "size"), 16),
+        ("train.learning_rate=1e-3", ("train", "learning_rate"), 0.001),
+        ("train.optimizer=adam", ("train", "optimizer"), "adam"),
+        ('train.optimizer="adam"', ("train", "optimizer"), "adam"),
+        ("train.milestones=[0.5]", ("train", "milestones"), [0.5]),
+        ("train.nesterov=true", ("train", "nesterov"), True),
+        ("model.normalization=none", ("model", "normalization"), "none"),
+        ("model.weights=a=b.pt", ("model", "weights"), "a=b.pt"),
+        ("seeds=[5, 6]", ("seeds",), [5, 6]),
+        ("name=mine", ("name",), "mine"),
+    ],
+)
+def test_any_key_can_be_set(recipe, tmp_path, assignment, path, value):
+    found = recipe("--set", assignment, "none")
+    for key in path:
+        found = found[key]
+    assert found == (str(tmp_path / value) if path[-1] == "weights" else value)
+
+
+FILE = """
+seeds = [1]
+[data]
+name = "letters"
+[model]
+name = "small-cnn"
+weights = "victim.pt"
+[[train]]
+epochs = 1
+[[train]]
+epochs = 2
+[[attacks]]
+name = "patch"
+[[defenses]]
+name = "prune"
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "there").mkdir()
+    file = tmp_path / "there" / "mine.toml"
+    file.write_text(FILE)
+    return file
+
+
+def test_a_file_is_changed_and_extended_by_the_command_line(recipe, file, tmp_path):
+    options = ["--seed", "7", "--set", "data.size=9", "--set", "attacks[0].target=3"]
+    values = recipe("-f", str(file), *options, "--set", "train[1].epochs=5", "none", "scan")
+    assert values["name"] == "mine"
+    assert values["seeds"] == [7]
+    assert values["data"]["name"] == "letters"
+    assert values["data"]["size"] == 9
+    assert [table["epochs"] for table in values["train"]] == [1, 5]
+    assert [table["name"] for table in values["attacks"]] == ["patch", "none"]
+    assert values["attacks"][0]["target"] == 3
+    assert [table["name"] for table in values["detectors"]] == ["scan"]
+    assert values["model"]["weights"] == str(tmp_path / "there" / "victim.pt")
+
+
+def test_paths_given_beside_a_file_start_from_the_working_directory(recipe, file, tmp_path):
+    args = ["--set", "model.weights=other.pt", "patch", "--picture", "p.png"]
+    values = recipe("-f", str(file), *args)
+    assert values["model"]["weights"] == str(tmp_path / "other.pt")
+    assert values["attacks"][1]["picture"] == str(tmp_path / "p.png")
+
+
+def test_an_option_for_one_of_several_tables_must_say_which(call, file):
+    message = refusal(call("run", "-f", str(file), "--epochs", "3"))
+    assert "train.epochs: there are 2 such tables; write which one as [0] to [1]" in message
+
+
+def test_a_dry_run_is_a_recipe_that_resolves_to_itself(call, file, tmp_path):
+    first = call("run", "--dry-run", "-f", str(file), "prune", "--ratio", "0.1").stdout
+    resolved = tmp_path / "resolved.toml"
+    resolved.write_text(first)
+    assert call("run", "--dry-run", "-f", str(resolved)).stdout == first
+
+
+def test_the_environment_comes_between_file_and_command_line(recipe, file):
+    env = {"BACKDOORKIT_RUN_SEED": "8 9", "BACKDOORKIT_RUN_PATCH_TARGET": "4"}
+    assert recipe("-f", str(file), env=env)["seeds"] == [8, 9]
+    assert recipe("-f", str(file), "--seed", "2", env=env)["seeds"] == [2]
+    assert recipe("patch", env=env)["attacks"][0]["target"] == 4
+    assert recipe("patch", "--target", "5", env=env)["attacks"][0]["target"] == 5
+
+
+# -- help ------------------------------------------------------------------------------------------
+
+
+def test_help_lists_steps_by_kind(call):
+    output = call("run", "--help").output
+    assert output.index("Steps (attacks)") < output.index("  none") < output.index("  patch")
+    assert output.index("Steps (defenses)") < output.index("  prune") < output.index("Steps (det")
+    assert call("run").output.startswith("Usage:")
+
+
+def test_help_of_a_step_shows_defaults_bounds_and_choices(call):
+    output = " ".join(call("run", "prune", "--help").output.split())
+    assert "[defense] Sum." in output
+    assert "--ratio NUMBER Share. (default 0.5; in [0, 1]; r in the paper)" in output
+    assert "--levels NUMBER,..." in output
+    assert "--rule [l1|l2]" in output
+    assert "--bias / --no-bias" in output
+
+
+# -- running ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def runner(monkeypatch, tmp_path):
+    """Stands in for the heavy runner; ``runner.calls`` holds what it was given."""
+    report = tmp_path / "made.html"
+    report.write_text("<html>")
+    cell = Cell(seed=0, metrics={"ACC": {"value": 0.5}})
+    row = Row(data="digits", model="m", attack="patch", defense="no defense", cells=(cell,))
+    state = types.SimpleNamespace(calls=[], failed=False, error=None, step=None)
+
+    def run_recipe(recipe, registry, store, *, progress):
+        state.calls.append((recipe, registry, store, progress))
+        sys.stdout.write("a method prints\n")
+        logging.getLogger("backdoorkit.x").warning("a warning")
+        if state.error is not None:
+            raise state.error
+        return types.SimpleNamespace(
+            table=Table(columns=("ACC",), rows=(row,)),
+            directory=tmp_path / "runs",
+            report=report,
+            failed=state.failed,
+        )
+
+    module = types.ModuleType("backdoorkit.pipeline.runner")
+    module.run_recipe = run_recipe
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return state
+
+
+def test_results_and_nothing_else_go_to_standard_output(call, runner, tmp_path):
+    result = call("run", "patch")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("attack")
+    assert "50.00" in result.stdout
+    assert "prints" not in result.stdout
+    lines = ["a method prints", "warning: a warning", f"report: {tmp_path / 'made.html'}"]
+    assert result.stderr.splitlines() == lines
+    recipe, _, store, _ = runner.calls[0]
+    assert recipe.attacks[0].name == "patch"
+    assert store.root == tmp_path / "backdoorkit-runs"
+
+
+def test_json_is_the_whole_of_standard_output(call, runner, tmp_path):
+    values = json.loads(call("run", "--json", "patch").stdout)
+    assert values["failed"] is False
+    assert values["report"] == str(tmp_path / "made.html")
+    assert values["rows"][0]["mean"] == {"ACC": 0.5}
+
+
+def test_a_run_with_failed_steps_shows_the_table_and_ends_with_one(call, runner):
+    runner.failed = True
+    result = call("run", "patch")
+    assert result.exit_code == 1
+    assert "50.00" in result.stdout
+    assert result.stderr.splitlines()[-1].startswith("Error: some steps failed")
+
+
+def test_the_report_is_copied(call, runner, tmp_path):
+    result = call("run", "--report", "new/here.html", "patch")
+    assert (tmp_path / "new" / "here.html").read_text() == "<html>"
+    assert result.stderr.splitlines()[-1] == f"report: {Path('new/here.html')}"
+
+
+def test_the_store_comes_from_option_then_environment(call, runner, tmp_path):
+    env = {"BACKDOORKIT_STORE": "from-env"}
+    call("run", "patch", env=env)
+    call("run", "--store", "given", "patch", env=env)
+    assert [call[2].root.name for call in runner.calls] == ["from-env", "given"]
+
+
+def test_a_dry_run_touches_nothing(call, tmp_path):
+    assert call("run", "--dry-run", "patch").exit_code == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quiet_shows_neither_warnings_nor_progress(call, runner):
+    result = call("-q", "run", "patch")
+    assert "a warning" not in result.stderr
+    from backdoorkit._progress import SILENT
+
+    assert runner.calls[0][3] is SILENT
+
+
+def test_unusable_plugins_are_one_line_of_warning_each(call, runner, registry):
+    from backdoorkit.hooks.registry import PluginRecord, PluginState
+
+    record = PluginRecord(
+        name="bad", module="bad", distribution="d", version="1", state=PluginState.BROKEN, error="E"
+    )
+    registry._plugins.append(record)
+    assert "warning: plugin 'bad' (d 1) is broken: E\n" in call("run", "patch").stderr
+
+
+def test_logging_is_as_before_after_a_command(call, runner):
+    before = logging.getLogger().level, list(logging.getLogger().handlers)
+    call("-vv", "run", "patch")
+    assert (logging.getLogger().level, list(logging.getLogger().handlers)) == before
