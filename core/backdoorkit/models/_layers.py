@@ -44,6 +44,8 @@ class PrunableLayer:
     #: on a projection shortcut of a residual block
     is_shortcut: bool
     is_head: bool
+    #: a norm with running statistics: in eval mode an affine map per channel
+    has_statistics: bool = False
 
     @property
     def is_norm(self) -> bool:
@@ -100,6 +102,7 @@ def prunable_layers(
                     bias=None if bias is None else (f"{name}.{bias}" if name else bias),
                     is_shortcut=name in on_shortcut,
                     is_head=name == head,
+                    has_statistics=getattr(module, "running_var", None) is not None,
                 )
             )
     return tuple(layers)
