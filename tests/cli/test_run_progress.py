@@ -40,7 +40,7 @@ def test_lines_say_how_each_step_ended(clock, capsys):
         return done()
 
     def failing():
-        raise ValueError
+        raise ValueError("no")
 
     with shown_progress(registry, quiet=False) as progress:
         assert isinstance(progress, LineProgress)
