@@ -6,21 +6,21 @@ import importlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
-import torchvision
 from torch import nn
+from torchvision import models
 
 from backdoorkit.contracts import Architecture
 from backdoorkit.errors import InputError, UnknownNameError
 from backdoorkit.models._building import check_logits, require_images, size_text
+from backdoorkit.models.catalog import CallableConfig, TorchvisionConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
 __all__ = ["CallableArchitecture", "TorchvisionArchitecture"]
 
 
-class TorchvisionArchitecture(Architecture["TorchvisionConfig"]):
+class TorchvisionArchitecture(Architecture[TorchvisionConfig]):
     """A classification network of torchvision, untrained; nothing is downloaded.
 
     Transformers are made for the images' size. Where the images do not have three channels, the
@@ -30,13 +30,13 @@ class TorchvisionArchitecture(Architecture["TorchvisionConfig"]):
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         """The network, once two images went through it."""
         name = self.config.architecture
-        known = torchvision.models.list_models(module=torchvision.models)
+        known = models.list_models(module=models)  # type: ignore[attr-defined]
         if name not in known:
             raise UnknownNameError("architecture of torchvision", name, known)
         what = f"torchvision's {name}"
         require_images(what, image_shape, num_classes, least=1)
         try:
-            network: nn.Module = torchvision.models.get_model(
+            network: nn.Module = models.get_model(  # type: ignore[attr-defined]
                 name, weights=None, num_classes=num_classes, **_size_options(name, image_shape)
             )
         except Exception as error:
@@ -64,23 +64,21 @@ def _size_options(name: str, image_shape: tuple[int, int, int]) -> dict[str, Any
 
 
 def _replace_first_convolution(network: nn.Module, channels: int, what: str) -> None:
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
-            break
-    else:
+    found = (pair for pair in network.named_modules() if isinstance(pair[1], nn.Conv2d))
+    name, first = next(found, ("", None))
+    if first is None:
         raise InputError(f"{what} has no convolution that could take {channels} channels")
-    options = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+    options = ("out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")
     fitting = nn.Conv2d(
         channels,
-        module.out_channels,
-        bias=module.bias is not None,
-        **{option: getattr(module, option) for option in options},
+        bias=first.bias is not None,
+        **{option: getattr(first, option) for option in options},
     )
     parent, _, child = name.rpartition(".")
     setattr(network.get_submodule(parent), child, fitting)
 
 
-class CallableArchitecture(Architecture["CallableConfig"]):
+class CallableArchitecture(Architecture[CallableConfig]):
     """Whatever a function returns; the function's module is imported when the network is built."""
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:

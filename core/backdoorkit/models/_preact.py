@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from backdoorkit.contracts import Architecture
 from backdoorkit.models._building import conv3x3, global_average, initialize, require_images
+from backdoorkit.models.catalog import PreActResNetConfig
 
 __all__ = ["PreActResNet", "PreActResNet18"]
 
@@ -68,7 +69,7 @@ def _stage(in_channels: int, channels: int, stride: int) -> nn.Sequential:
     )
 
 
-class PreActResNet18(Architecture["PreActResNetConfig"]):
+class PreActResNet18(Architecture[PreActResNetConfig]):
     """He, Zhang, Ren, Sun: Identity mappings in deep residual networks, ECCV 2016; 18 layers.
 
     The default lacks the paper's last BN and ReLU, as do the CIFAR code that the backdoor

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from backdoorkit.contracts import Architecture
 from backdoorkit.models._building import conv3x3, global_average, initialize, require_images
+from backdoorkit.models.catalog import ResNetConfig
 
 __all__ = ["ResNet", "ResNet18", "ResNet34"]
 
@@ -64,7 +65,7 @@ def _stage(in_channels: int, channels: int, depth: int, stride: int) -> nn.Seque
     return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(depth - 1)))
 
 
-class ResNet18(Architecture["ResNetConfig"]):
+class ResNet18(Architecture[ResNetConfig]):
     """He, Zhang, Ren, Sun: Deep residual learning for image recognition, CVPR 2016; 18 layers."""
 
     name: ClassVar[str] = "resnet-18"

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from backdoorkit.contracts import Architecture
 from backdoorkit.models._building import conv3x3, global_average, initialize, require_images
+from backdoorkit.models.catalog import SmallCNNConfig
 
 __all__ = ["SmallCNN", "SmallCNNArchitecture"]
 
@@ -48,7 +49,7 @@ class SmallCNN(nn.Module):
         return logits
 
 
-class SmallCNNArchitecture(Architecture["SmallCNNConfig"]):
+class SmallCNNArchitecture(Architecture[SmallCNNConfig]):
     """The framework's own: two conv-BN-ReLU per resolution, global average, one linear layer."""
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> SmallCNN:

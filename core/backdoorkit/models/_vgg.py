@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from backdoorkit.contracts import Architecture
 from backdoorkit.models._building import global_average, initialize, require_images
+from backdoorkit.models.catalog import FixedConfig
 
 __all__ = ["VGG", "VGG19"]
 
@@ -41,7 +42,7 @@ class VGG(nn.Module):
         return logits
 
 
-class VGG19(Architecture["FixedConfig"]):
+class VGG19(Architecture[FixedConfig]):
     """Simonyan, Zisserman: Very deep convolutional networks, ICLR 2015; 19 layers, with norms."""
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> VGG:

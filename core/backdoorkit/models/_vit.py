@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from backdoorkit.contracts import Architecture
 from backdoorkit.errors import InputError
 from backdoorkit.models._building import require_images, size_text
-
-if TYPE_CHECKING:
-    from backdoorkit.models.catalog import ViTConfig
+from backdoorkit.models.catalog import ViTConfig
 
 __all__ = ["VisionTransformer", "VisionTransformerArchitecture"]
 
@@ -71,7 +67,7 @@ class VisionTransformer(nn.Module):
         return logits
 
 
-class VisionTransformerArchitecture(Architecture["ViTConfig"]):
+class VisionTransformerArchitecture(Architecture[ViTConfig]):
     """Dosovitskiy et al.: An image is worth 16x16 words, ICLR 2021; smaller, for small images."""
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> VisionTransformer:

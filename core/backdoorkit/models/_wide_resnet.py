@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from backdoorkit.contracts import Architecture
 from backdoorkit.models._building import conv3x3, global_average, initialize, require_images
+from backdoorkit.models.catalog import FixedConfig
 
 __all__ = ["WRN16x1", "WRN40x2", "WideResNet"]
 
@@ -76,7 +77,7 @@ class WideResNet(nn.Module):
         return logits
 
 
-class WRN16x1(Architecture["FixedConfig"]):
+class WRN16x1(Architecture[FixedConfig]):
     """Zagoruyko, Komodakis: Wide residual networks, BMVC 2016; 16 layers, widening factor 1."""
 
     name: ClassVar[str] = "wrn-16-1"
