@@ -229,6 +229,17 @@ def test_a_map_of_one_pixel_is_no_stage():
         structure.require_stages("nad", 3)
 
 
+def test_what_nothing_was_learnt_for_is_no_stage():
+    class Halved(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x - 0.5) / 0.5
+
+    network = nn.Sequential(
+        Halved(), nn.Conv2d(3, 8, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    )
+    assert find_structure(network, SHAPE).stages == ("1",)
+
+
 def test_maps_are_kept_from_before_an_in_place_activation():
     body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
     network = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)).eval()
@@ -247,6 +258,21 @@ def test_shortcuts_are_found_by_where_their_outputs_go():
     on_shortcut = {layer.name for layer in structure.prunable if layer.is_shortcut}
     assert on_shortcut == structure.shortcuts | {f"{name}_norm" for name in structure.shortcuts}
     assert structure.last_convolution == "high.conv2"
+
+
+def test_of_two_single_layers_the_smaller_kernel_is_the_shortcut():
+    class Parallel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.small = nn.Conv2d(3, 8, 1)
+            self.large = nn.Conv2d(3, 8, 3, padding=1)
+            self.fc = nn.Linear(8, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.large(x) + self.small(x)
+            return self.fc(x.mean((2, 3)))
+
+    assert find_structure(Parallel(), SHAPE).shortcuts == {"small"}
 
 
 def test_layers_that_only_make_factors_are_gates():
@@ -350,6 +376,19 @@ def test_the_model_and_the_random_state_are_untouched():
     for module in network.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
+
+
+def test_the_dry_forward_is_in_eval_mode_whatever_the_model_is_in():
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = plain()
+
+        def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            logits = self.network(x)
+            return (logits, logits) if self.training else logits
+
+    assert find_structure(Auxiliary().train(), SHAPE).head == "network.13"
 
 
 def test_half_precision_models_are_read_in_single():

@@ -11,7 +11,7 @@ from torch import nn
 from backdoorkit.models._trace import Node, Operation, Trace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
 __all__ = ["ConvNormPair", "NormSources", "conv_norm_pairs", "gate_nodes", "shortcut_nodes"]
 
@@ -51,14 +51,14 @@ class NormSources:
     unpaired: dict[str, str]
 
 
-def _bits(nodes: Iterator[Node]) -> int:
+def _bits(nodes: Iterable[Node]) -> int:
     union = 0
     for node in nodes:
         union |= node.ancestors
     return union
 
 
-def _exclusive(trace: Trace, operand: Node, others: Iterator[Node]) -> list[Node]:
+def _exclusive(trace: Trace, operand: Node, others: Iterable[Node]) -> list[Node]:
     """What only ``operand`` depends on: its branch since the fork, empty for an identity."""
     bits = operand.ancestors & ~_bits(others)
     branch = []
@@ -72,8 +72,8 @@ def _exclusive(trace: Trace, operand: Node, others: Iterator[Node]) -> list[Node
 def shortcut_nodes(trace: Trace) -> frozenset[Node]:
     """All nodes on projection shortcuts.
 
-    At a residual sum, a shortcut is the branch with a single layer where another has more, or a
-    smaller kernel than every other where all have one.
+    At a residual sum, a shortcut is a branch with a single layer where another has more layers, or
+    a single one with a larger kernel.
     """
     found: set[Node] = set()
     for node in trace.of(Operation.ADD):
@@ -84,7 +84,7 @@ def shortcut_nodes(trace: Trace) -> frozenset[Node]:
         layers = [[n for n in branch if n.operation in _WEIGHTED] for branch in branches]
         sizes = [(len(weighted), _taps(trace, weighted)) for weighted in layers]
         for branch, size in zip(branches, sizes, strict=True):
-            if size[0] == 1 and size < max(sizes) and sizes.count(size) == 1:
+            if size[0] == 1 and size < max(sizes):
                 found.update(branch)
     return frozenset(found)
 
@@ -106,7 +106,7 @@ def gate_nodes(trace: Trace) -> frozenset[Node]:
         for gate, gated in (node.inputs, node.inputs[::-1]):
             smaller = sizes[0] != sizes[1] and torch.Size(gate.shape).numel() == min(sizes)
             if smaller or (sizes[0] == sizes[1] and gate.function in _SQUASHING):
-                found.update(_exclusive(trace, gate, iter((gated,))))
+                found.update(_exclusive(trace, gate, (gated,)))
     return frozenset(found)
 
 
