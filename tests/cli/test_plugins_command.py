@@ -187,6 +187,21 @@ def test_a_method_that_keeps_its_word_ends_with_0():
     assert "failed" not in result.stdout
 
 
+def test_options_for_the_checks_are_structured_strictly(command):
+    result = command("check", "pruner", "--set", "ratoi=0.5")
+    assert result.exit_code == 2
+    assert "--set.ratoi: unknown key; did you mean 'ratio'?" in result.stderr
+
+
+def test_a_required_option_can_be_given_to_the_checks():
+    command = ["plugins", "check", "callable", "--json", "--set"]
+    result = CliRunner().invoke(
+        cli, [*command, "target=backdoorkit.testing.tiny:TinyNetwork"], env={"PYTHONPATH": ""}
+    )
+    checks = {check["check"]: check["status"] for check in json.loads(result.stdout)["checks"]}
+    assert checks["implementation can be made"] == "passed"
+
+
 @pytest.mark.parametrize("subcommand", ["list", "show", "check"])
 def test_every_command_has_help(subcommand, command):
     result = command(subcommand, "--help")

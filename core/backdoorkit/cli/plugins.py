@@ -12,6 +12,7 @@ import click
 from backdoorkit.cli._context import get_registry
 from backdoorkit.hooks.info import Kind
 from backdoorkit.hooks.options import OptionSpec, json_schema, option_specs
+from backdoorkit.hooks.registry import resolve_config
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,19 +66,36 @@ def show_method(context: click.Context, name: str, schema: bool, as_json: bool) 
 
 @plugins.command("check")
 @click.argument("name")
+@click.option(
+    "--set",
+    "assignments",
+    metavar="OPTION=VALUE",
+    multiple=True,
+    help="Run it with this option, to be faster or because it is required; repeatable.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def check_method(context: click.Context, name: str, as_json: bool) -> None:
-    """Run the conformance checks on the method NAME (or KIND:NAME), on the CPU.
+def check_method(
+    context: click.Context, name: str, assignments: tuple[str, ...], as_json: bool
+) -> None:
+    """Run the conformance checks on the method NAME (or KIND:NAME).
 
     Ends with 1 if a check fails.
     """
+    # Reading recipes and torch take their time, which listings need not wait for.
+    from backdoorkit.cli._overrides import parse_assignment, set_value
+
     registry = get_registry(context)
     method = registry.find(name)
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        set_value(values, *parse_assignment(assignment))
+    if values:
+        resolve_config(method, values, "--set")
     from backdoorkit.testing.checks import run_checks
 
     outcomes = []
-    for outcome in run_checks(registry, method):
+    for outcome in run_checks(registry, method, values):
         outcomes.append(outcome)
         if not as_json:
             click.echo(str(outcome))

@@ -55,7 +55,7 @@ class Subject:
         self.method = method
         self.values = dict(values or {})
         self._made: dict[object, Any] = {}
-        self._failed: dict[object, BaseException] = {}
+        self._failed: dict[object, CheckSkippedError] = {}
 
     @property
     def info(self) -> MethodInfo:
@@ -89,14 +89,15 @@ class Subject:
         is told once.
         """
         if key in self._failed:
-            raise CheckSkippedError(f"{key} failed in a check before")
+            raise self._failed[key]
         if key not in self._made:
             try:
                 self._made[key] = make()
-            except CheckSkippedError:
+            except CheckSkippedError as reason:
+                self._failed[key] = reason
                 raise
-            except Exception as error:
-                self._failed[key] = error
+            except Exception:
+                self._failed[key] = CheckSkippedError(f"{key} failed in a check before")
                 raise
         made: T = self._made[key]
         return made
