@@ -41,7 +41,7 @@ def state(model: nn.Module) -> list[torch.Tensor]:
         {"precision": "bfloat16"},
         {"crop_padding": 1, "horizontal_flip": True},
     ],
-    ids=lambda options: " ".join(options),
+    ids=" ".join,
 )
 @pytest.mark.parametrize("at", [1, 3])
 def test_resumed_equals_undisturbed(options, at, model, train, slot):
