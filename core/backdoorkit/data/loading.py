@@ -31,6 +31,8 @@ __all__ = ["PictureForm", "StreamedFiles", "load_split", "picture_sizes"]
 _FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 #: pictures larger than this are refused before they are decoded
 _MOST_PIXELS: Final = 64_000_000
+#: pictures that one thread reads at a time
+_BLOCK: Final = 8
 _MODES: Final = {1: "L", 3: "RGB"}
 
 
@@ -133,12 +135,13 @@ class StreamedFiles:
         wanted = [self.paths[position] for position in positions.tolist()]
         pixels = np.empty((len(wanted), height, width, channels), dtype=np.uint8)
 
-        def read(row: int) -> None:
-            pixels[row] = self.form.read(wanted[row])
+        def read(start: int) -> None:
+            for row in range(start, min(start + _BLOCK, len(wanted))):
+                pixels[row] = self.form.read(wanted[row])
 
         # Pillow lets go of the interpreter's lock while it decodes. Draining the results raises
         # the first error.
-        for _ in _readers().map(read, range(len(wanted))):
+        for _ in _readers().map(read, range(0, len(wanted), _BLOCK)):
             pass
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
