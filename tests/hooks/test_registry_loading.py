@@ -136,6 +136,12 @@ def test_a_module_that_is_not_installed_is_broken():
     assert state(registry, "ghost").state is PluginState.BROKEN
 
 
+def test_an_entry_must_name_a_module(write_plugin):
+    entry = write_plugin("good", defenses("x"))
+    registry = load_registry(entry_points=[Entry("bad", f"{entry.module}:info", "d", "1")])
+    assert "must name a module, not 'plugin_good:info'" in state(registry, "bad").error
+
+
 def test_of_two_entries_of_one_name_the_namesake_distribution_wins(write_plugin):
     squatter = write_plugin("tsbd", defenses("other"), module="plugin_a", distribution="aaa")
     honest = write_plugin("tsbd", defenses("tsbd"), module="plugin_b")

@@ -27,6 +27,8 @@ class Entry:
 
     def load(self) -> ModuleType:
         """Import the module; whatever that raises is the caller's to handle."""
+        if ":" in self.module:
+            raise ImportError(f"the entry must name a module, not {self.module!r}")
         return importlib.import_module(self.module)
 
 
