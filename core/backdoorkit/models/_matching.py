@@ -45,14 +45,19 @@ def infer_num_classes(weights: Weights) -> int:
         where there is neither.
 
     """
-    matrices = [name for name, value in weights.items() if value.ndim == 2]
-    matrices = matrices or [name for name, v in weights.items() if tuple(v.shape[2:]) == (1, 1)]
-    if not matrices:
+    head = _head(weights)
+    if head is None:
         raise InputError(
             "the number of classes cannot be told from the weights: they have no linear layer"
         )
-    heads = sorted((name for name in matrices if _HEAD.fullmatch(name)), key=_natural)
-    return int(weights[(heads or matrices)[-1]].shape[0])
+    return int(weights[head].shape[0])
+
+
+def _head(weights: Weights) -> str | None:
+    layers = [name for name, value in weights.items() if value.ndim == 2]
+    layers = layers or [name for name, v in weights.items() if tuple(v.shape[2:]) == (1, 1)]
+    named = sorted((name for name in layers if _HEAD.fullmatch(name)), key=_natural)
+    return (named or layers or [None])[-1]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -131,7 +136,9 @@ def _names_differ(weights: Weights, missing: list[str], unexpected: list[str]) -
 
 
 def _classes_differ(expected: Weights, weights: Weights, misfit: list[str]) -> str:
-    theirs, ours = infer_num_classes(weights), infer_num_classes(expected)
+    head = _head(expected)
+    if head is None or (theirs := len(weights[head])) == (ours := len(expected[head])):
+        return ""
     for name in misfit:
         given, wanted = weights[name].shape, expected[name].shape
         if (given[:1], wanted[:1]) != ((theirs,), (ours,)) or given[1:] != wanted[1:]:

@@ -199,15 +199,15 @@ def _scan_archive(stream: BinaryIO, path: Path) -> list[_Scan]:
 
 def _pickles(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
     members = archive.infolist()
-    if any(m.compress_type != zipfile.ZIP_STORED or m.flag_bits & 1 for m in members):
-        raise InputError(
-            f"{path} is a compressed archive, which torch.save does not write; unpack it and "
-            "give the weights file inside"
-        )
     names = [member.filename.rpartition("/")[2] for member in members]
     if "constants.pkl" in names:
         raise UnsafeFileError(
             f"{path} was not read: it is a TorchScript program and not only weights; {_ADVICE}"
+        )
+    if any(m.compress_type != zipfile.ZIP_STORED or m.flag_bits & 1 for m in members):
+        raise InputError(
+            f"{path} is a compressed archive, which torch.save does not write; unpack it and "
+            "give the weights file inside"
         )
     if "data.pkl" not in names:
         raise InputError(
