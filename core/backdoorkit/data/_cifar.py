@@ -64,9 +64,8 @@ class _Cifar(Dataset[DownloadOptions]):
         root, layout = folder_of(self.config, cache), self.layout
         binary, python = root / layout.binary_folder, root / layout.python_folder
         if not binary.is_dir() and not python.is_dir():
-            download_archive(
-                self.name, self.config, root, layout.archive, layout.md5, layout.binary_folder
-            )
+            wanted = (layout.binary_folder, layout.python_folder)
+            download_archive(self.name, self.config, root, layout.archive, layout.md5, wanted)
         read: Callable[[Path], tuple[Bytes, list[int]]]
         if binary.is_dir():
             read, folder, names = self._read_binary, binary, layout.binary_files[split]

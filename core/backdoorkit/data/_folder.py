@@ -61,12 +61,16 @@ class ImageFolder(Dataset[FolderOptions]):
             paths, _ = _pictures(folder, _classes(folder))
             for path in paths:
                 facts = path.stat()
-                name = path.relative_to(self.config.path).as_posix()
+                name = path.relative_to(self._root).as_posix()
                 digest.update(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
         return digest.hexdigest()
 
+    @property
+    def _root(self) -> Path:
+        return self.config.path.expanduser()
+
     def _folders(self) -> tuple[Path, Path | None]:
-        root = self.config.path
+        root = self._root
         if not root.is_dir():
             raise InputError(f"image-folder: {root} is not a folder; set path to one")
         tests = [root / name for name in _TEST_NAMES if (root / name).is_dir()]

@@ -16,7 +16,7 @@ from backdoorkit.data.options import DownloadOptions, TrafficSignOptions
 from backdoorkit.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = [
     "FashionMnist",
@@ -34,11 +34,14 @@ def folder_of(config: DownloadOptions, cache: Path) -> Path:
 
 
 def download_archive(
-    name: str, config: DownloadOptions, root: Path, url: str, md5: str, wanted: str
+    name: str, config: DownloadOptions, root: Path, url: str, md5: str, wanted: Sequence[str]
 ) -> None:
-    """Fetch an archive and unpack it below ``root``, where the options permit that."""
+    """Fetch an archive and unpack it below ``root``, where the options permit that.
+
+    ``wanted`` are the folders that would have done.
+    """
     if not config.download:
-        raise _missing(name, root / wanted)
+        raise _missing(name, f"{root} as {' or '.join(wanted)}")
     try:
         download_and_extract_archive(url, root, md5=md5)
     except (OSError, RuntimeError) as error:
@@ -60,7 +63,7 @@ def _opened(name: str, config: DownloadOptions, root: Path, make: Callable[..., 
         raise _not_fetched(name, error) from error
 
 
-def _missing(name: str, where: Path) -> InputError:
+def _missing(name: str, where: Path | str) -> InputError:
     return InputError(
         f"{name} is not in {where}, or is damaged there; set root to the folder that holds it, or "
         "set download to fetch it"
