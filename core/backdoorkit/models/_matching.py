@@ -57,7 +57,7 @@ def _head(weights: Weights) -> str | None:
     layers = [name for name, value in weights.items() if value.ndim == 2]
     layers = layers or [name for name, v in weights.items() if tuple(v.shape[2:]) == (1, 1)]
     named = sorted((name for name in layers if _HEAD.fullmatch(name)), key=_natural)
-    return (named or layers or [None])[-1]
+    return next(reversed(named or layers), None)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
