@@ -8,6 +8,7 @@ in one run or in many.
 from __future__ import annotations
 
 import enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -189,7 +190,7 @@ class _Builder:
             seed,
             {},
             {"data": data},
-            method=_identity(data),
+            method=self._identity(data),
             options=unstructure(data.options),
             fingerprint=self._data_fingerprint(data),
         )
@@ -206,12 +207,12 @@ class _Builder:
         choices = {"model": model, "attack": attack, "train": train}
         clean = attack.name == NO_ATTACK
         facts: dict[str, Any] = {
-            "model": _identity(model),
+            "model": self._identity(model),
             "normalization": model.to_mapping()["normalization"],
         }
         if model.weights is not None:
             facts["weights"] = self._file_fingerprint(model.weights)
-            facts["attack"] = None if clean else _identity(attack)
+            facts["attack"] = None if clean else self._identity(attack)
             label = f"import {model.weights.name} as {names['model']}"
             return self._step(StepKind.VICTIM, label, seed, {"data": data}, choices, **facts)
         inputs = {"data": data}
@@ -222,7 +223,7 @@ class _Builder:
                 seed,
                 {"data": data},
                 {"attack": attack},
-                method=_identity(attack),
+                method=self._identity(attack),
             )
         facts["train"] = unstructure(train)
         label = f"train {names['model']} on {names['data']}, attack {names['attack']}, seed {seed}"
@@ -244,7 +245,7 @@ class _Builder:
             victim.seed,
             {"victim": victim, "data": data},
             {"method": choice},
-            method=_identity(choice),
+            method=self._identity(choice),
         )
 
     def _evaluate(
@@ -270,8 +271,28 @@ class _Builder:
             victim.seed,
             inputs,
             {"metrics": self._recipe.metrics},
-            metrics=[_identity(metric) for metric in self._recipe.metrics],
+            metrics=[self._identity(metric) for metric in self._recipe.metrics],
         )
+
+    def _identity(self, choice: MethodChoice) -> dict[str, Any]:
+        """What of a choice enters a key: the method, whose code it is, and every option's value.
+
+        A file that an option names counts with its content: edited, it is another file.
+        """
+        values = {
+            field.name: getattr(choice.config, field.name)
+            for field in attrs.fields(type(choice.config))
+        }
+        identity = {
+            "name": choice.name,
+            "distribution": choice.method.distribution,
+            "version": choice.method.version,
+            "config": unstructure(choice.config),
+        }
+        files = {n: value for n, value in values.items() if isinstance(value, Path)}
+        if contents := {n: self._file_fingerprint(f) for n, f in files.items() if f.is_file()}:
+            identity["files"] = contents
+        return identity
 
     def _step(
         self,
@@ -291,16 +312,6 @@ class _Builder:
         )
         made = Step(kind=kind, key=key, label=label, seed=seed, inputs=inputs, choices=choices)
         return self._steps.setdefault(key, made)
-
-
-def _identity(choice: MethodChoice | ModelChoice | DataChoice) -> dict[str, Any]:
-    """What of a choice enters a key: the method, whose code it is, and every option's value."""
-    return {
-        "name": choice.name,
-        "distribution": choice.method.distribution,
-        "version": choice.method.version,
-        "config": unstructure(choice.config),
-    }
 
 
 def _train_labels(options: Sequence[TrainOptions]) -> list[str]:

@@ -1,0 +1,81 @@
+"""Runs of toy methods: what surrounds methods is tested without any real one."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from backdoorkit.context import Progress
+from backdoorkit.hooks.registry import Registry, load_registry
+from backdoorkit.pipeline.recipe import Recipe
+from backdoorkit.pipeline.runner import RunResult, run_recipe
+from backdoorkit.pipeline.store import Store
+
+
+class Silent:
+    """Progress that nobody sees."""
+
+    def start(self, label: str, total: int | None) -> int:
+        return 0
+
+    def advance(self, task: int, amount: int = 1) -> None: ...
+
+    def finish(self, task: int) -> None: ...
+
+
+@pytest.fixture(scope="session")
+def toy() -> Iterator[ModuleType]:
+    spec = importlib.util.spec_from_file_location(
+        "toy_methods", Path(__file__).with_name("toy_methods.py")
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["toy_methods"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["toy_methods"]
+
+
+@pytest.fixture
+def registry(toy: ModuleType) -> Registry:
+    toy.CALLS.clear()
+    registry = load_registry(entry_points=())
+    registry.register(toy, name="toy")
+    return registry
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def recipe(registry: Registry) -> Callable[..., Recipe]:
+    """Make a recipe over the toys; keyword arguments replace its tables."""
+
+    def make(**changes: Any) -> Recipe:
+        values: dict[str, Any] = {
+            "data": {"name": "toy-data", "reserve_size": 32},
+            "model": {"name": "toy-network"},
+            "train": {"epochs": 2, "batch_size": 32, "precision": "float32"},
+            "attacks": [{"name": "toy-attack"}],
+            "metrics": [{"name": "toy-metric"}],
+            "device": "cpu",
+            **changes,
+        }
+        return Recipe.from_mapping(values, registry)
+
+    return make
+
+
+@pytest.fixture
+def run(registry: Registry, store: Store) -> Callable[[Recipe], RunResult]:
+    progress: Progress = Silent()
+    return lambda recipe: run_recipe(recipe, registry, store, progress=progress)

@@ -1,0 +1,161 @@
+"""One small method of each kind, for tests of what surrounds methods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from backdoorkit import MethodInfo, Need, PoisonOptions, Selection, Stage, hookimpl, option
+from backdoorkit.api import (
+    Architecture,
+    Attack,
+    Context,
+    Dataset,
+    Defense,
+    DefenseResult,
+    DefenseTask,
+    DetectionResult,
+    DetectionTask,
+    Detector,
+    Evaluation,
+    ImageSet,
+    Metric,
+    MetricValue,
+    Structure,
+    StructureError,
+    Trigger,
+)
+from backdoorkit.testing.tiny import PatchTrigger, TinyNetwork, tiny_images
+
+#: what ran, in order: tests look at it to see what was found in the store
+CALLS: list[str] = []
+
+
+@attrs.frozen(kw_only=True)
+class NoOptions:
+    """Nothing to choose."""
+
+
+@attrs.frozen(kw_only=True)
+class ToyDefenseOptions:
+    """How the toy defense behaves."""
+
+    behavior: str = option("scale head", help="What it does to the model, or how it fails.")
+    selection: Selection = option(Selection.FIXED, help="How it would choose a level.")
+
+
+class ToyData(Dataset[NoOptions]):
+    def load(self, split: str, cache: Path) -> ImageSet:
+        CALLS.append(f"load {split}")
+        return tiny_images(192 if split == "train" else 64, seed=1 if split == "train" else 2)
+
+    def fingerprint(self) -> str:
+        return "toy 1"
+
+
+class ToyArchitecture(Architecture[NoOptions]):
+    def build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        return TinyNetwork(image_shape[0], num_classes)
+
+
+class ToyAttack(Attack[PoisonOptions]):
+    def prepare(self, data: ImageSet, context: Context) -> Trigger:
+        CALLS.append("prepare")
+        return PatchTrigger()
+
+    def restore(self, state: dict[str, Tensor]) -> Trigger:
+        return PatchTrigger()
+
+
+class ToyDefense(Defense[ToyDefenseOptions]):
+    def check(self, structure: Structure) -> None:
+        if self.config.behavior == "refuse":
+            raise StructureError("conv1 has no norm after it, and this needs one")
+
+    def run(self, task: DefenseTask, context: Context) -> DefenseResult:
+        CALLS.append(f"defend {self.config.behavior}")
+        model = task.model
+        details: dict[str, Any] = {"clean": len(task.clean)}
+        match self.config.behavior:
+            case "scale head":
+                with torch.no_grad():
+                    for parameter in model.parameters():
+                        parameter.mul_(0.999)
+            case "reach for training data":
+                details["n"] = len(task.training_data)
+            case "raise":
+                raise RuntimeError("something\nunforeseen")
+            case "break weights":
+                with torch.no_grad():
+                    next(iter(model.parameters())).fill_(float("nan"))
+            case "other architecture":
+                model = nn.Sequential(model)
+            case "draw globally":
+                details["draw"] = float(torch.rand(()))
+            case "oracle":
+                details["asr"] = context.oracle(model)
+        return DefenseResult(model=model, details=details)
+
+
+class ToyDetector(Detector[NoOptions]):
+    def run(self, task: DetectionTask, context: Context) -> DetectionResult:
+        logits = task.query(torch.zeros(1, *task.image_shape))
+        return DetectionResult(score=float(logits.max()), threshold=1e9, target=0)
+
+
+class ToyMetric(Metric[NoOptions]):
+    def compute(self, evaluation: Evaluation) -> dict[str, MetricValue]:
+        clean = evaluation.clean
+        hits = int((clean.predicted == clean.labels).sum())
+        values = {"ACC": MetricValue(value=hits / len(clean.labels), numerator=hits)}
+        if evaluation.triggered is not None:
+            counted = evaluation.triggered.eligible
+            values["ASR"] = MetricValue(
+                value=float(evaluation.triggered.hits[counted].double().mean())
+            )
+        return values
+
+
+def _info(name: str, implementation: str, config: type, **more: Any) -> MethodInfo:
+    return MethodInfo(
+        name=name,
+        summary="A toy.",
+        implementation=f"toy_methods:{implementation}",
+        config=config,
+        **more,
+    )
+
+
+@hookimpl
+def backdoorkit_datasets() -> list[MethodInfo]:
+    return [_info("toy-data", "ToyData", NoOptions)]
+
+
+@hookimpl
+def backdoorkit_models() -> list[MethodInfo]:
+    return [_info("toy-network", "ToyArchitecture", NoOptions)]
+
+
+@hookimpl
+def backdoorkit_attacks() -> list[MethodInfo]:
+    return [_info("toy-attack", "ToyAttack", PoisonOptions, stage=Stage.DATA)]
+
+
+@hookimpl
+def backdoorkit_defenses() -> list[MethodInfo]:
+    needs = frozenset({Need.WEIGHTS, Need.CLEAN_SAMPLES})
+    return [_info("toy-defense", "ToyDefense", ToyDefenseOptions, needs=needs)]
+
+
+@hookimpl
+def backdoorkit_detectors() -> list[MethodInfo]:
+    return [_info("toy-detector", "ToyDetector", NoOptions, needs=frozenset({Need.QUERIES}))]
+
+
+@hookimpl
+def backdoorkit_metrics() -> list[MethodInfo]:
+    return [_info("toy-metric", "ToyMetric", NoOptions, needs=frozenset({Need.PREDICTIONS}))]
