@@ -51,7 +51,16 @@ def test_one_step_of_softmax_regression_is_the_one_worked_out_by_hand(train):
     assert summary == TrainingSummary(1, False, (metrics,), 1, 1)
 
 
-def test_momentum_and_weight_decay_are_those_of_the_textbook(train):
+@pytest.mark.parametrize(
+    ("nesterov", "expected"),
+    [
+        # v1 = 1.1 * 2 = 2.2, w1 = 1.78; v2 = 0.5 * 2.2 + 1.1 * 1.78 = 3.058, w2 = 1.4742
+        (False, 1.4742),
+        # w1 = 2 - 0.1 (2.2 + 1.1) = 1.67; v2 = 1.1 + 1.837, w2 = 1.67 - 0.1 (1.837 + 1.4685)
+        (True, 1.33945),
+    ],
+)
+def test_momentum_and_weight_decay_are_those_of_the_textbook(nesterov, expected, train):
     class Quadratic(TrainingHooks):
         def loss(self, logits, batch, epoch):
             return 0.5 * logits.square().sum()
@@ -67,10 +76,10 @@ def test_momentum_and_weight_decay_are_those_of_the_textbook(train):
         learning_rate=0.1,
         schedule="constant",
         momentum=0.5,
+        nesterov=nesterov,
         weight_decay=0.1,
     )
-    # v1 = 1.1 * 2 = 2.2, w1 = 1.78; v2 = 0.5 * 2.2 + 1.1 * 1.78 = 3.058, w2 = 1.4742
-    assert model.weight.item() == pytest.approx(1.4742)
+    assert model.weight.item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -145,6 +154,8 @@ def test_a_last_batch_of_one_joins_the_batch_before(model, train):
     summary = train(model, hooks=Sizes(), epochs=1, batch_size=12)
     assert sizes == [12, 12, 13]
     assert summary.gradient_steps == 3
+    # The schedule knows of three steps: the last of one-cycle has a third of the peak.
+    assert summary.history[0].learning_rate == pytest.approx(0.05 / 3)
 
 
 def test_batches_of_one_on_request(model, train):

@@ -104,6 +104,27 @@ def test_two_gradients_in_one_step_count_twice_and_see_changed_weights(model, tr
     assert all(abs(first - second) > 0.5 for first, second in losses)
 
 
+def test_accuracy_is_that_of_the_first_of_two_passes(model, train):
+    class SecondIsRight(TrainingHooks):
+        def backward(self, model, batch, compute_loss):
+            first = compute_loss()
+            with torch.no_grad():
+                model.head.bias[0] += 100.0
+            compute_loss()
+            with torch.no_grad():
+                model.head.bias[0] -= 100.0
+            first.backward()
+            return first
+
+        def transform_batch(self, batch, epoch):
+            return attrs.evolve(batch, labels=torch.zeros_like(batch.labels))
+
+    with torch.no_grad():
+        model.head.bias[1] += 10.0
+    history = train(model, hooks=SecondIsRight(), epochs=1, learning_rate=0.0).history
+    assert history[0].accuracy == 0.0
+
+
 def test_gradients_in_another_memory_layout_update_the_right_weights(model, train):
     class Contiguous(TrainingHooks):
         def backward(self, model, batch, compute_loss):
