@@ -46,7 +46,7 @@ C = TypeVar("C")
 P = TypeVar("P", bound="PoisonOptions")
 
 
-class Method(abc.ABC, Generic[C]):  # noqa: UP046 - Python 3.11
+class Method(abc.ABC, Generic[C]):
     """Base of all methods: holds the configuration."""
 
     def __init__(self, config: C) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from backdoorkit.errors import NeedNotDeclaredError
 from backdoorkit.hooks.info import Need
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
     from backdoorkit.data.images import ImageSet

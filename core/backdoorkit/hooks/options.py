@@ -206,9 +206,13 @@ class OptionSpec:
         return None
 
 
-@functools.cache
 def option_specs(config: type) -> tuple[OptionSpec, ...]:
     """The options of a configuration class, in the order of their definition."""
+    return _option_specs(config)
+
+
+@functools.cache
+def _option_specs(config: Any) -> tuple[OptionSpec, ...]:
     hints = typing.get_type_hints(config)
     specs = []
     for field in attrs.fields(config):

@@ -180,7 +180,7 @@ def _producer_name(node: Node) -> str:
 def _producer_channels(trace: Trace, node: Node) -> int:
     module = trace.modules[node.module or ""]
     if isinstance(module, nn.MultiheadAttention):
-        return module.embed_dim
+        return int(module.embed_dim)
     size = module.out_features if isinstance(module, nn.Linear) else module.out_channels
     return int(size)  # type: ignore[arg-type]
 

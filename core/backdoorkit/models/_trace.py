@@ -280,7 +280,7 @@ class _Recorder(TorchFunctionMode):
     ) -> tuple[Operation, str | None]:
         """The operation and the module whose weights it used; OTHER where channels get lost."""
         operation = _OPERATIONS.get(name)
-        if operation in _OWNER_TYPES:
+        if operation is not None and operation in _OWNER_TYPES:
             owner = self._owner(given, _OWNER_TYPES[operation])
             return (operation, owner) if owner is not None else (Operation.OTHER, None)
         if operation is Operation.ADD:

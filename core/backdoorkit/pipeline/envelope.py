@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,8 +117,9 @@ def run_detector(
         )
     _check_json(info.name, result.details)
     _check_tensors(info.name, result.tensors)
-    if not isinstance(result.score, int | float) or result.score != result.score:
-        raise ContractError(f"{info.name} returned the score {result.score!r}; it must be a number")
+    score: Any = result.score
+    if not isinstance(score, int | float) or math.isnan(score):
+        raise ContractError(f"{info.name} returned the score {score!r}; it must be a number")
     return result
 
 
@@ -173,7 +175,7 @@ def _check_json(name: str, details: Mapping[str, Any]) -> None:
         raise ContractError(f"{name} returned details that JSON cannot hold: {error}") from None
 
 
-def _check_tensors(name: str, tensors: Mapping[str, Tensor]) -> None:
+def _check_tensors(name: str, tensors: Mapping[Any, Any]) -> None:
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ContractError(f"{name} returned tensors[{key!r}] of {type(value).__name__}")

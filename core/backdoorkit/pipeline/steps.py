@@ -127,7 +127,7 @@ def _victim(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
     if choice.weights is None:
         facts = _train(workshop, step, model, trigger)
     else:
-        load_weights(model.network, read_weights(choice.weights), path=choice.weights)
+        load_weights(model, read_weights(choice.weights), path=choice.weights)
         facts = {"imported": choice.weights.name}
     _save(draft, "model", model.state_dict())
     _save(draft, "samples", _samples(workshop, step, trigger))
