@@ -164,6 +164,26 @@ def test_the_clean_twin_has_an_accuracy_and_no_attack_success(
     assert result.table.rows[0].mean("ASR") is None
 
 
+def test_a_metric_sees_the_poison_record_and_what_a_defense_kept_only_if_it_says_so(
+    recipe: MakeRecipe, run: RunRecipe
+) -> None:
+    defenses = [{"name": "toy-defense"}]
+    told = run(recipe(metrics=[{"name": "toy-poison-metric"}], defenses=defenses)).table
+    blind = run(recipe(metrics=[{"name": "toy-blind-metric"}], defenses=defenses)).table
+    assert told.rows[1].mean("poisoned") == 16  # a tenth of 160 training images
+    assert told.rows[1].mean("outputs") == 1
+    assert told.rows[1].mean("has baseline") == 0  # not declared
+    assert blind.rows[1].mean("poisoned") is None
+
+
+def test_two_metrics_of_one_column_are_refused_in_their_cell(
+    recipe: MakeRecipe, run: RunRecipe
+) -> None:
+    twice = [{"name": "toy-poison-metric"}, {"name": "toy-blind-metric"}]
+    (error,) = run(recipe(metrics=twice)).table.rows[0].errors
+    assert "both make the column poisoned" in error
+
+
 def test_a_detector_gives_a_verdict(recipe: MakeRecipe, run: RunRecipe) -> None:
     (verdict,) = run(recipe(detectors=[{"name": "toy-detector"}])).table.detections
     assert verdict.detected is False

@@ -98,7 +98,7 @@ class ToyDefense(Defense[ToyDefenseOptions]):
                 details["draw"] = float(torch.rand(()))
             case "oracle":
                 details["asr"] = context.oracle(model)
-        return DefenseResult(model=model, details=details)
+        return DefenseResult(model=model, details=details, tensors={"scores": torch.ones(3)})
 
 
 class ToyDetector(Detector[NoOptions]):
@@ -118,6 +118,18 @@ class ToyMetric(Metric[NoOptions]):
                 value=float(evaluation.triggered.hits[counted].double().mean())
             )
         return values
+
+
+class ToyPoisonMetric(Metric[NoOptions]):
+    """Looks at everything an evaluation may hold; what was not declared must be missing."""
+
+    def compute(self, evaluation: Evaluation) -> dict[str, MetricValue]:
+        poisoned = None if evaluation.poison is None else int(evaluation.poison.kinds.sum())
+        return {
+            "poisoned": MetricValue(value=poisoned),
+            "has baseline": MetricValue(value=float(evaluation.baseline is not None)),
+            "outputs": MetricValue(value=len(evaluation.outputs)),
+        }
 
 
 def _info(name: str, implementation: str, config: type, **more: Any) -> MethodInfo:
@@ -158,4 +170,12 @@ def backdoorkit_detectors() -> list[MethodInfo]:
 
 @hookimpl
 def backdoorkit_metrics() -> list[MethodInfo]:
-    return [_info("toy-metric", "ToyMetric", NoOptions, needs=frozenset({Need.PREDICTIONS}))]
+    plain = frozenset({Need.PREDICTIONS})
+    record = plain | {Need.POISON_RECORD}
+    return [
+        _info("toy-metric", "ToyMetric", NoOptions, needs=plain),
+        _info("toy-poison-metric", "ToyPoisonMetric", NoOptions, needs=record),
+        _info(
+            "toy-blind-metric", "ToyPoisonMetric", NoOptions, needs=plain
+        ),
+    ]

@@ -7,23 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from backdoorkit.data.poison import SampleKind, apply_trigger
 from backdoorkit.data.splits import make_splits
 from backdoorkit.errors import InputError
-from backdoorkit.evaluation import Evaluation, evaluate
 from backdoorkit.hooks.options import unstructure
 from backdoorkit.models.checkpoints import load_weights, read_weights
 from backdoorkit.pipeline.envelope import run_defense, run_detector, seeded
+from backdoorkit.pipeline.measuring import make_metrics, make_predictions, oracle
 from backdoorkit.pipeline.metering import Meter
 from backdoorkit.pipeline.plan import StepKind
 from backdoorkit.pipeline.recipe import NO_ATTACK
+from backdoorkit.pipeline.tensors import save_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from backdoorkit.context import Context
     from backdoorkit.contracts import Attack, Trigger
@@ -80,7 +81,7 @@ def _split(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
     generator = workshop.context(step, choice.name).generator("splits")
     splits = make_splits(train.labels.cpu(), test.labels.cpu(), choice.options, generator)
     parts = {"train": splits.train, "reserve": splits.reserve, "test": splits.test}
-    _save(draft, "splits", parts)
+    save_tensors(draft, "splits", parts)
     mean, std = _channel_statistics(train.subset(splits.train.to(train.device)))
     return {
         "image_shape": list(train.shape),
@@ -100,8 +101,8 @@ def _poison(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
         trigger = attack.prepare(data, context)
         poisoned = attack.poison(data, trigger, context)
     positions = (poisoned.kinds != SampleKind.CLEAN).nonzero().flatten()
-    _save(draft, "trigger", trigger.state())
-    _save(
+    save_tensors(draft, "trigger", trigger.state())
+    save_tensors(
         draft,
         "poison",
         {
@@ -129,8 +130,8 @@ def _victim(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
     else:
         load_weights(model, read_weights(choice.weights), path=choice.weights)
         facts = {"imported": choice.weights.name}
-    _save(draft, "model", model.state_dict())
-    _save(draft, "samples", _samples(workshop, step, trigger))
+    save_tensors(draft, "model", model.state_dict())
+    save_tensors(draft, "samples", _samples(workshop, step, trigger))
     data = workshop.artifact(step.inputs["data"]).facts
     return {
         **facts,
@@ -153,14 +154,14 @@ def _carry_trigger(workshop: Workshop, step: Step, draft: Draft) -> Trigger | No
         context = workshop.context(step, step.choices["attack"].name)
         with seeded(context):
             trigger = attack.prepare(workshop.part(step.inputs["data"], "train"), context)
-        _save(draft, "trigger", trigger.state())
+        save_tensors(draft, "trigger", trigger.state())
         return trigger
     poison = workshop.artifact(step.inputs["poison"])
     record = load_file(poison.file("poison.safetensors"))
     del record["images"]  # who was poisoned and how; the images stay with the poison step
-    _save(draft, "poison", record)
+    save_tensors(draft, "poison", record)
     state = load_file(poison.file("trigger.safetensors"))
-    _save(draft, "trigger", state)
+    save_tensors(draft, "trigger", state)
     return attack.restore({name: value.to(workshop.device) for name, value in state.items()})
 
 
@@ -200,86 +201,27 @@ def _samples(
     return samples
 
 
-# -- evaluation and metrics ------------------------------------------------------------------------
-
-
-def _evaluate(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
-    victim = step.inputs["victim"]
-    evaluation = _predictions(
-        workshop,
-        workshop.model(step.inputs["model"], victim),
-        victim,
-        workshop.part(step.inputs["data"], "test"),
-    )
-    _save(draft, "predictions", evaluation.to_tensors())
-    return {"evaluation": evaluation.to_facts()}
-
-
-def _predictions(workshop: Workshop, model: nn.Module, victim: Step, test: ImageSet) -> Evaluation:
-    attack = workshop.attack(victim)
-    return evaluate(
-        model,
-        test,
-        workshop.triggered_test(victim),
-        targets=workshop.wanted_labels(victim, test.labels),
-        target=None if attack is None else attack.config.target,
-        label_map=None if attack is None else attack.config.label_map.value,
-        device=workshop.device,
-    )
-
-
-def _measure(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
-    evaluation = _stored_evaluation(workshop, step.inputs["predictions"])
-    if "baseline" in step.inputs:
-        baseline = _stored_evaluation(workshop, step.inputs["baseline"])
-        evaluation = attrs.evolve(evaluation, baseline=baseline)
-    columns: dict[str, dict[str, Any]] = {}
-    for choice in step.choices["metrics"]:
-        metric = workshop.registry.create(choice.method, choice.config)
-        for column, value in metric.compute(evaluation).items():
-            if column in columns:
-                raise InputError(
-                    f"metrics {columns[column]['metric']} and {choice.name} both make the column "
-                    f"{column}; leave one of them out"
-                )
-            columns[column] = {
-                "metric": choice.name,
-                "value": value.value,
-                "numerator": value.numerator,
-                "denominator": value.denominator,
-                "rule": value.rule,
-            }
-    draft.write_json("metrics.json", columns)
-    return {}
-
-
-def _stored_evaluation(workshop: Workshop, step: Step) -> Evaluation:
-    artifact = workshop.artifact(step)
-    tensors = load_file(artifact.file("predictions.safetensors"))
-    return Evaluation.from_tensors(tensors, artifact.facts["evaluation"])
-
-
 # -- defenses and detectors ------------------------------------------------------------------------
 
 
 def _defend(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
     choice: MethodChoice = step.choices["method"]
     victim = step.inputs["victim"]
-    context = workshop.context(step, choice.name, _oracle(workshop, victim))
+    context = workshop.context(step, choice.name, oracle(workshop, victim))
     defense = workshop.registry.create(choice.method, choice.config)
     result = run_defense(defense, choice.method.info, workshop.resources(victim), context)
-    _save(draft, "model", result.model.state_dict())
-    _save(draft, "tensors", result.tensors)
+    save_tensors(draft, "model", result.model.state_dict())
+    save_tensors(draft, "tensors", result.tensors)
     return _method_facts(workshop, choice, context, step, dict(result.details))
 
 
 def _detect(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
     choice: MethodChoice = step.choices["method"]
     victim = step.inputs["victim"]
-    context = workshop.context(step, choice.name, _oracle(workshop, victim))
+    context = workshop.context(step, choice.name, oracle(workshop, victim))
     detector = workshop.registry.create(choice.method, choice.config)
     result = run_detector(detector, choice.method.info, workshop.resources(victim), context)
-    _save(draft, "tensors", result.tensors)
+    save_tensors(draft, "tensors", result.tensors)
     draft.write_json(
         "verdict.json",
         {
@@ -290,21 +232,6 @@ def _detect(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
         },
     )
     return _method_facts(workshop, choice, context, step, dict(result.details))
-
-
-def _oracle(workshop: Workshop, victim: Step) -> Callable[[nn.Module], float]:
-    """Test attack success of a model, over images whose true label is not the wanted one."""
-
-    def attack_success(model: nn.Module) -> float:
-        test = workshop.part(victim.inputs["data"], "test")
-        triggered = _predictions(workshop, model, victim, test).triggered
-        if triggered is None or triggered.targets is None:
-            raise InputError("oracle selection needs an attack; the model has none in this run")
-        counted = triggered.labels != triggered.targets
-        hits = triggered.predicted[counted] == triggered.targets[counted]
-        return float(hits.double().mean())
-
-    return attack_success
 
 
 def _method_facts(
@@ -322,11 +249,6 @@ def _method_facts(
 
 
 # -- shared ----------------------------------------------------------------------------------------
-
-
-def _save(draft: Draft, name: str, tensors: Any) -> None:
-    plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    save_file(plain, draft.path / f"{name}.safetensors")
 
 
 def _cost(context: Context) -> dict[str, int]:
@@ -366,8 +288,8 @@ _MAKERS: dict[StepKind, Callable[[Workshop, Step, Draft], dict[str, Any]]] = {
     StepKind.DATA: _split,
     StepKind.POISON: _poison,
     StepKind.VICTIM: _victim,
-    StepKind.EVALUATE: _evaluate,
+    StepKind.EVALUATE: make_predictions,
     StepKind.DEFEND: _defend,
     StepKind.DETECT: _detect,
-    StepKind.MEASURE: _measure,
+    StepKind.MEASURE: make_metrics,
 }
