@@ -191,13 +191,15 @@ def _train(
 def _samples(
     workshop: Workshop, step: Step, trigger: Trigger | None, count: int = 8
 ) -> dict[str, Tensor]:
-    """A few test images of the first classes, as they are and with the trigger, for pictures."""
+    """For pictures: the trigger on flat grey, and a few test images without and with it."""
     test = workshop.part(step.inputs["data"], "test")
     first = [(test.labels == label).nonzero()[:1, 0] for label in range(test.num_classes)]
     some = test.subset(torch.cat(first)[:count])
     samples = {"clean": some.images, "labels": some.labels}
     if trigger is not None:
         samples["triggered"] = apply_trigger(trigger, some.images, some.labels, some.ids)
+        grey = torch.full_like(some.images[:1], 128)
+        samples["trigger"] = apply_trigger(trigger, grey, some.labels[:1], some.ids[:1])
     return samples
 
 

@@ -71,7 +71,7 @@ def _scatter(table: Table) -> str | None:
 
 def _attacks(run: Run) -> Iterator[dict[str, Any]]:
     """One victim per attack: its trigger on a few test images, and how its training went."""
-    from backdoorkit.report.pictures import contact_sheet, curves
+    from backdoorkit.report.pictures import contact_sheet, curves, trigger_picture
 
     shown: set[tuple[str, ...]] = set()
     for entry in run.plan.entries:
@@ -83,6 +83,7 @@ def _attacks(run: Run) -> Iterator[dict[str, Any]]:
         history = artifact.facts.get("training", {}).get("history", [])
         yield {
             "title": f"{entry.attack} on {entry.data}, {entry.model}",
+            "trigger": trigger_picture(artifact.file("samples.safetensors")),
             "sheet": contact_sheet(artifact.file("samples.safetensors")),
             "curves": curves(history) if history else None,
             "facts": _victim_facts(run, entry.victim),

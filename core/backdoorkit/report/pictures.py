@@ -16,10 +16,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["contact_sheet", "curves", "scatter"]
+__all__ = ["contact_sheet", "curves", "scatter", "trigger_picture"]
 
 #: pixels on the screen per row of a contact sheet
 _TILE = 64
+
+
+def trigger_picture(samples: Path) -> str | None:
+    """The trigger on a flat grey image, as PNG; None without an attack."""
+    tensors = load_file(samples)
+    return _png(_framed(tensors["trigger"], 3 * _TILE)[0]) if "trigger" in tensors else None
 
 
 def contact_sheet(samples: Path) -> str:
@@ -38,12 +44,12 @@ def contact_sheet(samples: Path) -> str:
     return _png(sheet)
 
 
-def _framed(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """Each image enlarged by whole pixels, with a white frame."""
-    factor = max(1, _TILE // max(images.shape[2:]))
+def _framed(images: NDArray[np.uint8], side: int = _TILE) -> list[NDArray[np.uint8]]:
+    """Each image enlarged by whole pixels to about ``side``, in a frame that is no trigger's."""
+    factor = max(1, side // max(images.shape[2:]))
     large = images.repeat(factor, axis=2).repeat(factor, axis=3)
     frame = [(0, 0), (0, 0), (2, 2), (2, 2)]
-    return list(np.pad(large, frame, constant_values=255))
+    return list(np.pad(large, frame, constant_values=200))
 
 
 def _png(image: NDArray[np.uint8]) -> str:

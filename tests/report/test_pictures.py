@@ -1,0 +1,67 @@
+"""Pictures of a report: what they show, from known pixels."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from backdoorkit.report.pictures import contact_sheet, curves, scatter, trigger_picture
+
+
+def pixels(uri: str) -> np.ndarray:
+    kind, _, content = uri.partition(";base64,")
+    assert kind == "data:image/png"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Path:
+    clean = np.full((2, 3, 32, 32), 100, dtype=np.uint8)
+    triggered = clean.copy()
+    triggered[..., 31, 31] = 105
+    path = tmp_path / "samples.safetensors"
+    save_file({"clean": clean, "triggered": triggered, "trigger": triggered[:1]}, path)
+    return path
+
+
+def test_a_sheet_has_clean_triggered_and_amplified_difference(samples: Path) -> None:
+    sheet = pixels(contact_sheet(samples))
+    side = 2 * 32 + 4  # enlarged twice, framed by two pixels
+    assert sheet.shape == (3 * side, 2 * side, 3)
+    assert sheet[10, 10].tolist() == [100, 100, 100]
+    assert sheet[side + 64, 64].tolist() == [105, 105, 105]
+    assert sheet[2 * side + 10, 10].tolist() == [128, 128, 128]
+    assert sheet[2 * side + 64, 64].tolist() == [178, 178, 178]  # 128 + 10 * 5
+
+
+def test_without_an_attack_there_is_one_row_and_no_trigger(tmp_path: Path) -> None:
+    path = tmp_path / "samples.safetensors"
+    save_file({"clean": np.zeros((1, 1, 8, 8), dtype=np.uint8)}, path)
+    assert pixels(contact_sheet(path)).shape == (68, 68)
+    assert trigger_picture(path) is None
+
+
+def test_the_trigger_is_shown_large(samples: Path) -> None:
+    picture = trigger_picture(samples)
+    assert picture is not None
+    assert pixels(picture).shape == (196, 196, 3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: scatter([("badnets", "no defense", 0.99, 0.9), ("badnets", "ft", 0.1, 0.88)]),
+        lambda: curves([{"loss": 1.0, "accuracy": 0.5}, {"loss": 0.5, "accuracy": 0.8}]),
+    ],
+)
+def test_figures_are_the_same_file_every_time_and_keep_their_text(make) -> None:
+    first, second = make(), make()
+    assert first == second
+    svg = base64.b64decode(first.partition(";base64,")[2]).decode()
+    assert "%</text>" in svg
