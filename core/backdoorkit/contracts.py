@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from backdoorkit.evaluation import Evaluation
     from backdoorkit.hooks.shared_options import PoisonOptions
     from backdoorkit.models.structure import Structure
+    from backdoorkit.pipeline.plan import Step
+    from backdoorkit.pipeline.runner import StepResult
     from backdoorkit.tasks import DefenseTask, DetectionTask
     from backdoorkit.training import TrainingHooks
 
@@ -36,6 +38,7 @@ __all__ = [
     "DefenseResult",
     "DetectionResult",
     "Detector",
+    "Executor",
     "Method",
     "Metric",
     "MetricValue",
@@ -189,6 +192,18 @@ class Dataset(Method[C]):
     def fingerprint(self) -> str:
         """Changes whenever the images may have changed; part of every key below the data step."""
         return ""
+
+
+class Executor(Method[C]):
+    """A place where the steps of a plan run."""
+
+    @abc.abstractmethod
+    def execute(self, steps: Sequence[Step], carry_out: Callable[[Step], StepResult]) -> None:
+        """Carry out every step after those it starts from.
+
+        ``steps`` are in an order that keeps to that. ``carry_out`` finds a step in the store or
+        makes it, and keeps its result; what fails is in the result, never raised.
+        """
 
 
 class Architecture(Method[C]):

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from backdoorkit import MethodInfo, PoisonOptions, hookimpl, option
 from backdoorkit.cli import cli
 from backdoorkit.hooks.registry import Registry
+from backdoorkit.pipeline import catalog
 from backdoorkit.pipeline.recipe import STANDARD_METRICS
 from backdoorkit.pipeline.results import Cell, Row, Table
 
@@ -97,6 +98,7 @@ class Methods:
 @pytest.fixture
 def registry():
     made = Registry()
+    made.register(catalog)
     made.register(Methods)
     return made
 

@@ -16,6 +16,7 @@ from backdoorkit import MethodInfo, PoisonOptions, TrainOptions, hookimpl, optio
 from backdoorkit.data.options import DataOptions
 from backdoorkit.errors import ConfigError, ContractError, InputError
 from backdoorkit.hooks.registry import Registry
+from backdoorkit.pipeline import catalog
 from backdoorkit.pipeline.keys import content_key
 from backdoorkit.pipeline.recipe import (
     STANDARD_METRICS,
@@ -90,6 +91,7 @@ class Methods:
 @pytest.fixture
 def registry():
     made = Registry()
+    made.register(catalog)
     made.register(Methods)
     return made
 

@@ -212,6 +212,14 @@ def test_imported_weights_are_not_trained(
     assert imported.table.rows[0].cells[0].cost.gradient_steps == 0
 
 
+def test_an_executor_of_a_plugin_carries_out_what_is_not_done_before(
+    recipe: MakeRecipe, run: RunRecipe, toy: ModuleType
+) -> None:
+    result = run(recipe(executor="toy-executor"))
+    assert "execute victim predictions metrics" in toy.CALLS
+    assert not result.failed
+
+
 def test_lifecycle_hooks_see_the_run_and_every_step(
     recipe: MakeRecipe, run: RunRecipe, registry: Registry
 ) -> None:

@@ -22,6 +22,7 @@ from backdoorkit.api import (
     DetectionTask,
     Detector,
     Evaluation,
+    Executor,
     ImageSet,
     Metric,
     MetricValue,
@@ -120,6 +121,15 @@ class ToyMetric(Metric[NoOptions]):
         return values
 
 
+class ToyExecutor(Executor[NoOptions]):
+    """Says what it was given, and carries it out twice: the second time all is found done."""
+
+    def execute(self, steps: Any, carry_out: Any) -> None:
+        CALLS.append("execute " + " ".join(step.kind.value for step in steps))
+        assert not any(carry_out(step).reused for step in steps)
+        assert all(carry_out(step).reused for step in steps)
+
+
 class ToyPoisonMetric(Metric[NoOptions]):
     """Looks at everything an evaluation may hold; what was not declared must be missing."""
 
@@ -175,7 +185,10 @@ def backdoorkit_metrics() -> list[MethodInfo]:
     return [
         _info("toy-metric", "ToyMetric", NoOptions, needs=plain),
         _info("toy-poison-metric", "ToyPoisonMetric", NoOptions, needs=record),
-        _info(
-            "toy-blind-metric", "ToyPoisonMetric", NoOptions, needs=plain
-        ),
+        _info("toy-blind-metric", "ToyPoisonMetric", NoOptions, needs=plain),
     ]
+
+
+@hookimpl
+def backdoorkit_executors() -> list[MethodInfo]:
+    return [_info("toy-executor", "ToyExecutor", NoOptions)]

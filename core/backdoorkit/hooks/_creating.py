@@ -38,15 +38,14 @@ def create_method(method: Method, config: Any) -> Any:
 def _implementation(method: Method) -> type:
     from backdoorkit import contracts
 
-    bases = {
+    bases: dict[Kind, type[Any]] = {
         Kind.ATTACK: contracts.Attack,
         Kind.DEFENSE: contracts.Defense,
         Kind.DETECTOR: contracts.Detector,
         Kind.METRIC: contracts.Metric,
         Kind.DATASET: contracts.Dataset,
         Kind.MODEL: contracts.Architecture,
-        # An executor has no class of its own to derive from.
-        Kind.EXECUTOR: object,
+        Kind.EXECUTOR: contracts.Executor,
     }
     target = method.info.implementation
     module_name, _, attribute = target.partition(":")

@@ -59,7 +59,11 @@ ALLOW_VARIABLE: Final = "BACKDOORKIT_PLUGINS"
 BLOCK_VARIABLE: Final = "BACKDOORKIT_DISABLE_PLUGINS"
 
 #: The core's own data sets and architectures come through the same hooks as everybody's.
-_CATALOGS: Final = ("backdoorkit.data.catalog", "backdoorkit.models.catalog")
+_CATALOGS: Final = (
+    "backdoorkit.data.catalog",
+    "backdoorkit.models.catalog",
+    "backdoorkit.pipeline.catalog",
+)
 
 _default_step: contextvars.ContextVar[Callable[[Any, Any], Any]] = contextvars.ContextVar(
     "default_step"

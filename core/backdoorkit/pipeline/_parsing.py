@@ -79,6 +79,7 @@ class Parser:
             detectors=detectors,
             metrics=metrics,
             device=options.device,
+            executor=options.executor,
             oracle=options.oracle,
         )
 
@@ -143,6 +144,10 @@ class Parser:
                 "must be letters, digits, '.', '_' and '-', beginning with a letter or digit, "
                 f"not {options.name!r}",
             )
+        try:
+            self._registry.find(options.executor, Kind.EXECUTOR)
+        except InputError as error:
+            self._fault("executor", str(error))
         if not _DEVICE.fullmatch(options.device):
             self._fault("device", f"must be auto, cpu, cuda or cuda:N, not {options.device!r}")
         if not options.seeds:

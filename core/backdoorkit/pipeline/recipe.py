@@ -15,6 +15,7 @@ import attrs
 from backdoorkit.data.options import DataOptions
 from backdoorkit.errors import ConfigError, ContractError, InputError
 from backdoorkit.hooks.options import option, unstructure
+from backdoorkit.pipeline.catalog import IN_PROCESS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -168,6 +169,7 @@ class RunOptions:
     device: str = option(
         "auto", help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one."
     )
+    executor: str = option(IN_PROCESS, help="Where steps run: the name of an executor.")
     oracle: bool = option(
         False,
         help="Permit methods to choose levels on test attack success; tables then say so.",
@@ -188,6 +190,7 @@ class Recipe:
     detectors: tuple[MethodChoice, ...] = ()
     metrics: tuple[MethodChoice, ...] = ()
     device: str = "auto"
+    executor: str = IN_PROCESS
     oracle: bool = False
 
     @classmethod
@@ -235,6 +238,7 @@ class Recipe:
             "name": self.name,
             "seeds": list(self.seeds),
             "device": self.device,
+            "executor": self.executor,
             "oracle": self.oracle,
             "data": _one_or_many([choice.to_mapping() for choice in self.data]),
             "model": _one_or_many([choice.to_mapping() for choice in self.models]),

@@ -17,6 +17,7 @@ import attrs
 import torch
 
 from backdoorkit.errors import BackdoorkitError, InputError
+from backdoorkit.hooks.info import Kind
 from backdoorkit.pipeline.collect import collect
 from backdoorkit.pipeline.keys import content_key
 from backdoorkit.pipeline.plan import Plan, Step, StepKind, make_plan
@@ -27,6 +28,7 @@ from backdoorkit.pipeline.workshop import Workshop
 
 if TYPE_CHECKING:
     from backdoorkit.context import Progress
+    from backdoorkit.contracts import Executor
     from backdoorkit.hooks.registry import Registry
     from backdoorkit.pipeline.recipe import DataChoice, Recipe
     from backdoorkit.pipeline.results import Table
@@ -103,9 +105,7 @@ def run_recipe(
     failure: BaseException | None = None
     try:
         _prepare(run, workshop)
-        for step in plan.steps:
-            if step.key not in run.results:
-                run.results[step.key] = _carry_out(run, workshop, step)
+        _execute(run, workshop)
         table = collect(run)
         report = write_run(run, table, started=started)
     except BaseException as error:
@@ -126,6 +126,18 @@ def _prepare(run: Run, workshop: Workshop) -> None:
     check_methods(run.plan, workshop)
     for step in run.plan.of_kind(StepKind.POISON):
         run.results[step.key] = _carry_out(run, workshop, step, raising=True)
+
+
+def _execute(run: Run, workshop: Workshop) -> None:
+    registry = workshop.registry
+    method = registry.find(run.recipe.executor, Kind.EXECUTOR)
+    executor: Executor[Any] = registry.create(method, method.info.config())
+
+    def carry_out(step: Step) -> StepResult:
+        run.results[step.key] = _carry_out(run, workshop, step)
+        return run.results[step.key]
+
+    executor.execute([step for step in run.plan.steps if step.key not in run.results], carry_out)
 
 
 def _carry_out(run: Run, workshop: Workshop, step: Step, *, raising: bool = False) -> StepResult:
