@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from backdoorkit import hookimpl
-from backdoorkit.errors import StructureError
+from backdoorkit.errors import InputError, StructureError
 from backdoorkit.hooks.registry import Registry
 from backdoorkit.pipeline.plan import StepKind
 from backdoorkit.pipeline.recipe import Recipe
@@ -210,6 +211,16 @@ def test_imported_weights_are_not_trained(
     assert imported.table.rows[0].mean("ACC") == first.table.rows[0].mean("ACC")
     assert imported.table.rows[0].mean("ASR") is not None
     assert imported.table.rows[0].cells[0].cost.gradient_steps == 0
+
+
+def test_weights_that_do_not_fit_end_the_run_before_anything_is_made(
+    recipe: MakeRecipe, run: RunRecipe, store: Store, tmp_path: Path
+) -> None:
+    weights = tmp_path / "other.pt"
+    torch.save({"fc.weight": torch.zeros(4, 3)}, weights)
+    with pytest.raises(InputError, match=r"other\.pt"):
+        run(recipe(model={"name": "toy-network", "weights": str(weights)}))
+    assert not (store.root / "artifacts" / StepKind.VICTIM.value).exists()
 
 
 def test_an_executor_of_a_plugin_carries_out_what_is_not_done_before(

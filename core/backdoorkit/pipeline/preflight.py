@@ -1,4 +1,4 @@
-"""Refusals that need no training: does every method find the layers it needs?"""
+"""Refusals that need no training: weights that do not fit, layers that a method does not find."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from backdoorkit.errors import ContractError, InputError, StructureError
 from backdoorkit.hooks.info import Need
+from backdoorkit.models.checkpoints import load_weights, read_weights
 from backdoorkit.models.structure import find_structure
 from backdoorkit.pipeline.plan import StepKind
 
@@ -15,7 +16,25 @@ if TYPE_CHECKING:
     from backdoorkit.pipeline.plan import Plan, Step
     from backdoorkit.pipeline.workshop import Workshop
 
-__all__ = ["check_methods"]
+__all__ = ["check_methods", "check_weights"]
+
+
+def check_weights(plan: Plan, workshop: Workshop) -> None:
+    """Read every file of weights once and see that it fits its architecture.
+
+    Raises
+    ------
+    InputError
+        naming the file and what is wrong with it.
+
+    """
+    seen: set[str] = set()
+    for step in plan.of_kind(StepKind.VICTIM):
+        model = step.choices["model"]
+        if model.weights is None or repr(model) in seen:
+            continue
+        seen.add(repr(model))
+        load_weights(workshop.build(step), read_weights(model.weights), path=model.weights)
 
 
 def check_methods(plan: Plan, workshop: Workshop) -> None:

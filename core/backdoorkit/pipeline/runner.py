@@ -21,7 +21,7 @@ from backdoorkit.hooks.info import Kind
 from backdoorkit.pipeline.collect import collect
 from backdoorkit.pipeline.keys import content_key
 from backdoorkit.pipeline.plan import Plan, Step, StepKind, make_plan
-from backdoorkit.pipeline.preflight import check_methods
+from backdoorkit.pipeline.preflight import check_methods, check_weights
 from backdoorkit.pipeline.record import write_run
 from backdoorkit.pipeline.steps import make
 from backdoorkit.pipeline.workshop import Workshop
@@ -123,6 +123,7 @@ def _prepare(run: Run, workshop: Workshop) -> None:
     """
     for step in run.plan.of_kind(StepKind.DATA):
         run.results[step.key] = _carry_out(run, workshop, step, raising=True)
+    check_weights(run.plan, workshop)
     check_methods(run.plan, workshop)
     for step in run.plan.of_kind(StepKind.POISON):
         run.results[step.key] = _carry_out(run, workshop, step, raising=True)
