@@ -64,14 +64,18 @@ class TSBDConfig(TrainOptions):
         1e-4, gt=0, help="Learning rate of clean unlearning in its first epoch."
     )
     unlearning_growth: float = option(
-        1.1,
+        1.25,
         ge=1,
         help="Factor on that learning rate after every epoch, so that unlearning also ends on a "
         "small reserve with few steps per epoch; 1 keeps it constant.",
     )
     max_epochs: int = option(1000, ge=0, help="Most epochs of unlearning.")
     stop_accuracy: float | None = option(
-        None, ge=0, le=1, help="Reserve accuracy at which unlearning ends; unset is 1 / classes."
+        None,
+        ge=0,
+        le=1,
+        help="Accuracy on the reserve at which unlearning ends; unset is chance: the share of the "
+        "reserve's largest class, 1 / classes where they are balanced.",
     )
     perturbation: float = option(
         0.05, gt=0, symbol="r", help="Length of the weight step to the second gradient."
@@ -95,6 +99,10 @@ class TSBDConfig(TrainOptions):
     schedule: Literal["constant", "cosine", "one-cycle", "step"] = option(
         "constant", help="Learning rate of fine-tuning over time."
     )
+
+    def __attrs_post_init__(self) -> None:
+        if list(self.grid) != sorted(set(self.grid)):
+            raise ValueError(f"grid must ascend, without repeats, not {self.grid}")
 
 
 # CIFAR-10, 5 % reserve. Where mirroring changes the class: horizontal_flip = false.

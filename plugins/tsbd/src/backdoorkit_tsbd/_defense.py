@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from backdoorkit import Selection
 from backdoorkit.api import (
     Defense,
@@ -22,6 +20,7 @@ from backdoorkit_tsbd._reinitialisation import (
     neuron_weight_change,
     reinitialisation_mask,
     weight_change,
+    zero_weights,
 )
 from backdoorkit_tsbd._unlearning import Unlearned, unlearn
 
@@ -53,7 +52,7 @@ class TSBD(Defense[TSBDConfig]):
         is_fixed = config.selection is Selection.FIXED
         reserve, held_out = (task.clean, None) if is_fixed else self._parts(task.clean, context)
 
-        unlearned = unlearn(victim, reserve, config, task.num_classes, context)
+        unlearned = unlearn(victim, reserve, config, context)
         change = weight_change(
             {name: victim.get_parameter(name) for name in names},
             {name: unlearned.model.get_parameter(name) for name in names},
@@ -67,7 +66,7 @@ class TSBD(Defense[TSBDConfig]):
 
         def repair(neuron_ratio: float) -> nn.Module:
             model = copy.deepcopy(victim)
-            _zero(model, masks_at(neuron_ratio))
+            zero_weights(model, masks_at(neuron_ratio))
             tuning = ActivenessAwareTuning(
                 perturbation=config.perturbation, blend=config.blend, norm=config.norm
             )
@@ -133,9 +132,3 @@ class TSBD(Defense[TSBDConfig]):
             "unlearning_rate": unlearned.learning_rate,
             "unlearning_stop": unlearned.stop_reason,
         }
-
-
-@torch.no_grad()
-def _zero(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    for name, mask in masks.items():
-        model.get_parameter(name).masked_fill_(mask, 0)

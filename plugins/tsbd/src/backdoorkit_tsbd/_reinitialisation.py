@@ -9,9 +9,9 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Generator, Tensor
+    from torch import Generator, Tensor, nn
 
-__all__ = ["neuron_weight_change", "reinitialisation_mask", "weight_change"]
+__all__ = ["neuron_weight_change", "reinitialisation_mask", "weight_change", "zero_weights"]
 
 
 def weight_change(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -55,6 +55,13 @@ def reinitialisation_mask(
         name: _rows(chosen[name], tensor) & (tensor >= threshold) & (tensor > 0)
         for name, tensor in change.items()
     }
+
+
+@torch.no_grad()
+def zero_weights(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Set the weights under ``masks`` (bool, by parameter name) to zero."""
+    for name, mask in masks.items():
+        model.get_parameter(name).masked_fill_(mask, 0)
 
 
 def _top_neurons(
