@@ -1,0 +1,126 @@
+"""The detector on a network with a backdoor put in by hand, and on its clean twin."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from backdoorkit import Need
+from backdoorkit.api import DetectionTask, StructureError, find_structure
+from backdoorkit.hooks.options import structure as configure
+from backdoorkit.testing import tiny_context, tiny_victim
+from backdoorkit_nc import DetectionConfig, backdoorkit_detectors
+from backdoorkit_nc._detector import NeuralCleanse
+from backdoorkit_nc._neurons import InputFilter, head_pass
+
+
+def detect(planted, model, **options):
+    task = DetectionTask(
+        method="nc",
+        num_classes=planted.classes,
+        image_shape=planted.shape,
+        resources={Need.WEIGHTS: model.eval(), Need.CLEAN_SAMPLES: planted.images(160)},
+    )
+    options = {**planted.quick, "threshold": 4.0, **options}
+    return NeuralCleanse(DetectionConfig(**options)).run(task, planted.context())
+
+
+@pytest.fixture(scope="module")
+def result(planted):
+    return detect(planted, planted.model())
+
+
+def test_the_planted_backdoor_is_found_with_its_target(result):
+    assert result.detected
+    assert result.target == 0
+    assert result.details["flagged"] == [0]
+    assert result.score == result.details["anomaly_index"] > 10
+    assert result.details["p_value"] < 0.01
+
+
+def test_masks_patterns_and_norms_are_kept(planted, result):
+    tensors = result.tensors
+    assert tensors["masks"].shape == (8, 1, 8, 8)
+    assert tensors["patterns"].shape == (8, 1, 8, 8)
+    assert tensors["norms"].tolist() == result.details["norms"]
+    torch.testing.assert_close(tensors["masks"].double().sum((1, 2, 3)), tensors["norms"])
+    assert float(tensors["anomaly_indices"].max()) == result.score
+
+
+def test_the_reversed_trigger_works_as_stored(planted, result):
+    mask, pattern = result.tensors["masks"][0], result.tensors["patterns"][0]
+    images = planted.images(160).images.float() / 255
+    with torch.no_grad():
+        predicted = planted.model()(images * (1 - mask) + pattern * mask).argmax(dim=1)
+    success = float((predicted == 0).float().mean())
+    assert success == pytest.approx(result.details["reversed_success"][0])
+    assert success > 0.9
+
+
+def test_the_filter_of_the_flagged_class_can_be_used_from_its_tensors(planted, result):
+    units = result.tensors["filter.0.units"]
+    assert units.tolist() == [planted.classes]
+    watch = InputFilter(units=units, threshold=float(result.tensors["filter.0.threshold"]))
+    model, context = planted.model().eval(), planted.context()
+    layers, fresh = context.structure(model), planted.images(400, seed=7)
+    corner = torch.zeros(planted.shape)
+    corner[..., -2:, -2:] = 1
+    clean, _ = head_pass(model, layers, fresh, context)
+    triggered, _ = head_pass(model, layers, fresh, context, (corner, corner))
+    assert float(watch.rejects(clean).float().mean()) == pytest.approx(0.05, abs=0.05)
+    assert watch.rejects(triggered).all()
+    assert result.details["filter_reversed_trigger_rejected"] == {"0": 1.0}
+    assert "filter.1.units" not in result.tensors
+
+
+def test_the_clean_twin_is_not_flagged(planted):
+    result = detect(planted, planted.model(vote=0.0))
+    assert result.detected is False
+    assert result.target is None
+    assert result.details["flagged"] == []
+    assert not any(name.startswith("filter") for name in result.tensors)
+
+
+def test_the_family_wise_threshold_is_reported_beside_the_fixed_one(planted, result):
+    assert result.threshold == 4.0
+    calibrated = detect(planted, planted.model(), threshold_rule="family-wise")
+    assert calibrated.threshold == result.details["family_wise_threshold"]
+    assert calibrated.detected
+
+
+def classifier(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+
+
+def test_two_classes_are_refused_and_three_are_not():
+    detector = NeuralCleanse(DetectionConfig())
+    with pytest.raises(StructureError, match="at least 3, but Sequential has 2"):
+        detector.check(find_structure(classifier(2), (1, 8, 8)))
+    detector.check(find_structure(classifier(3), (1, 8, 8)))
+
+
+def test_few_classes_are_told_to_have_low_power(caplog, planted, result):
+    assert result.details["low_power"] is False
+    victim = tiny_victim()
+    task = DetectionTask(
+        method="nc",
+        num_classes=4,
+        image_shape=(3, 16, 16),
+        resources={Need.WEIGHTS: victim.model, Need.CLEAN_SAMPLES: victim.reserve},
+    )
+    options = DetectionConfig(inversion_steps=1, inversion_batches=1)
+    with caplog.at_level(logging.WARNING):
+        found = NeuralCleanse(options).run(task, tiny_context("nc"))
+    assert found.details["low_power"] is True
+    assert "with 4 classes an outlier hardly stands out" in caplog.text
+
+
+def test_presets_are_valid_and_the_released_code_is_the_default():
+    (info,) = backdoorkit_detectors()
+    configs = {name: configure(info.config, preset) for name, preset in info.presets.items()}
+    assert configs["official"] == configs["paper"] == DetectionConfig()
+    assert configs["backdoorbench"].penalty_start == "at-once"
+    assert configs["backdoorbench"].inversion_batches == 0
