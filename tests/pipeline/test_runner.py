@@ -223,6 +223,17 @@ def test_weights_that_do_not_fit_end_the_run_before_anything_is_made(
     assert not (store.root / "artifacts" / StepKind.VICTIM.value).exists()
 
 
+def test_the_number_of_threads_is_the_recipes_and_afterwards_what_it_was(
+    recipe: MakeRecipe, run: RunRecipe
+) -> None:
+    before = torch.get_num_threads()
+    result = run(recipe(threads=before + 1))
+    assert torch.get_num_threads() == before
+    record = json.loads((result.directory / "record.json").read_text())
+    victim = next(step for step in record["steps"] if step["kind"] == "victim")
+    assert victim["facts"]["hardware"]["threads"] == before + 1
+
+
 def test_an_executor_of_a_plugin_carries_out_what_is_not_done_before(
     recipe: MakeRecipe, run: RunRecipe, toy: ModuleType
 ) -> None:

@@ -68,6 +68,9 @@ _DEFAULT_STORE: Final = "backdoorkit-runs"
     help="Set any key of the recipe, such as data.reserve_size=100, train.learning_rate=0.05 or "
     "model.weights=FILE. Repeatable.",
 )
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Processor threads.  [default one per core]"
+)
 @click.option("--executor", metavar="NAME", help="Where steps run.  [default in-process]")
 @click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.  [default auto]")
 @click.option(
@@ -172,6 +175,7 @@ def _recipe(registry: Registry, steps: Sequence[ChainStep], options: Mapping[str
         "train.epochs": options["epochs"],
         "seeds": list(options["seed"]) or None,
         "device": options["device"],
+        "threads": options["threads"],
         "executor": options["executor"],
         "oracle": options["oracle"],
     }

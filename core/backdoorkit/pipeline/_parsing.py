@@ -79,6 +79,7 @@ class Parser:
             detectors=detectors,
             metrics=metrics,
             device=options.device,
+            threads=options.threads,
             executor=options.executor,
             oracle=options.oracle,
         )

@@ -169,6 +169,12 @@ class RunOptions:
     device: str = option(
         "auto", help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one."
     )
+    threads: int | None = option(
+        None,
+        ge=1,
+        help="Processor threads of tensor operations. Default: one per core. One is the better "
+        "choice for small networks, and where other programs use the cores.",
+    )
     executor: str = option(IN_PROCESS, help="Where steps run: the name of an executor.")
     oracle: bool = option(
         False,
@@ -190,6 +196,7 @@ class Recipe:
     detectors: tuple[MethodChoice, ...] = ()
     metrics: tuple[MethodChoice, ...] = ()
     device: str = "auto"
+    threads: int | None = None
     executor: str = IN_PROCESS
     oracle: bool = False
 
@@ -244,6 +251,8 @@ class Recipe:
             "model": _one_or_many([choice.to_mapping() for choice in self.models]),
             "train": _one_or_many([unstructure(options) for options in self.train]),
         }
+        if self.threads is not None:
+            values["threads"] = self.threads
         for key in ("attacks", "defenses", "detectors", "metrics"):
             if choices := getattr(self, key):
                 values[key] = [choice.to_mapping() for choice in choices]

@@ -101,6 +101,8 @@ def run_recipe(
         device=device.type,
     )
     started = datetime.datetime.now(datetime.UTC)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(recipe.threads or threads)
     registry.run_begin(run)
     failure: BaseException | None = None
     try:
@@ -112,6 +114,7 @@ def run_recipe(
         failure = error
         raise
     finally:
+        torch.set_num_threads(threads)
         registry.run_end(run, failure)
     return RunResult(table=table, directory=run.directory, report=report, failed=table.failed)
 
