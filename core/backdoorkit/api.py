@@ -15,6 +15,7 @@ from backdoorkit.contracts import (
     DefenseResult,
     DetectionResult,
     Detector,
+    Executor,
     Metric,
     MetricValue,
     Trigger,
@@ -25,6 +26,7 @@ from backdoorkit.data.images import ImageSet
 from backdoorkit.data.poison import PoisonedSet, SampleKind, poison_by_options, quantize
 from backdoorkit.errors import ContractError, InputError, StructureError
 from backdoorkit.evaluation import Evaluation, Predictions
+from backdoorkit.masking import MaskedModel, by_layer, masked, masked_layers, prune_by_masks
 from backdoorkit.models.structure import (
     ConvNormPair,
     PrunableLayer,
@@ -52,8 +54,10 @@ __all__ = [
     "Detector",
     "EpochMetrics",
     "Evaluation",
+    "Executor",
     "ImageSet",
     "InputError",
+    "MaskedModel",
     "Metric",
     "MetricValue",
     "PoisonedSet",
@@ -66,9 +70,13 @@ __all__ = [
     "TrainingSummary",
     "Trigger",
     "batches",
+    "by_layer",
     "find_structure",
     "largest_accepted",
+    "masked",
+    "masked_layers",
     "poison_by_options",
+    "prune_by_masks",
     "quantize",
     "split_reserve",
 ]
