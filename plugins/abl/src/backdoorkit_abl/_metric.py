@@ -1,0 +1,84 @@
+"""How well a defense isolated the poisoned training samples: what it kept against the truth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from backdoorkit.api import ContractError, Metric, MetricValue, SampleKind
+from backdoorkit_abl import IsolationConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from backdoorkit.api import Evaluation
+
+__all__ = ["IsolationPrecision", "area_under_curve"]
+
+_PRECISION, _RECALL, _AREA = "isolation precision", "isolation recall", "isolation AUROC"
+
+
+class IsolationPrecision(Metric[IsolationConfig]):
+    """Looks at ``outputs["isolated"]``, positions in the training set, and ``["losses"]``.
+
+    Any defense that keeps these is rated. Covers (triggered, with their true label) count as clean.
+    """
+
+    def compute(self, evaluation: Evaluation) -> Mapping[str, MetricValue]:
+        """Three columns; undefined for what isolates nothing, and where nothing was poisoned."""
+        outputs, record = evaluation.outputs, evaluation.poison
+        isolated, losses = outputs.get("isolated"), outputs.get("losses")
+        if record is None:
+            isolated = losses = None
+        poisoned = torch.zeros(0) if record is None else record.kinds == SampleKind.POISONED
+        return {
+            **_shares(isolated, poisoned),
+            _AREA: MetricValue(
+                value=None if losses is None else _area(losses, poisoned),
+                rule="poisoned below others by loss",
+            ),
+        }
+
+
+def _shares(isolated: Tensor | None, poisoned: Tensor) -> dict[str, MetricValue]:
+    rules = {_PRECISION: "isolated samples", _RECALL: "poisoned samples"}
+    if isolated is None:
+        return {column: MetricValue(value=None, rule=rule) for column, rule in rules.items()}
+    if len(isolated) and int(isolated.max()) >= len(poisoned):
+        raise ContractError(
+            f"expected isolated positions below {len(poisoned)}, the number of training samples, "
+            f"got {int(isolated.max())}"
+        )
+    hits = int(poisoned[isolated].sum())
+    sizes = {_PRECISION: len(isolated), _RECALL: int(poisoned.sum())}
+    return {
+        column: MetricValue(
+            value=hits / size if size else None,
+            numerator=hits,
+            denominator=size,
+            rule=rules[column],
+        )
+        for column, size in sizes.items()
+    }
+
+
+def _area(losses: Tensor, poisoned: Tensor) -> float | None:
+    if len(losses) != len(poisoned):
+        raise ContractError(
+            f"expected a loss for each of {len(poisoned)} training samples, got {len(losses)}"
+        )
+    return area_under_curve(-losses[poisoned], -losses[~poisoned])
+
+
+def area_under_curve(positives: Tensor, negatives: Tensor) -> float | None:
+    """P(positive > negative) + ½ P(equal) of scores; None where either is missing."""
+    if not len(positives) or not len(negatives):
+        return None
+    ordered = negatives.sort().values
+    below = torch.searchsorted(ordered, positives.contiguous())
+    not_above = torch.searchsorted(ordered, positives.contiguous(), right=True)
+    wins = (below + not_above).double().mean() / 2
+    return float(wins) / len(negatives)
