@@ -82,6 +82,8 @@ def scatter(points: Sequence[tuple[str, str, float, float]]) -> str:
     axes.set_xlabel("attack success rate %")
     axes.set_ylabel("clean accuracy %")
     axes.set_xlim(-3, 103)
+    # Never so close that a point's difference looks like a collapse.
+    axes.set_ylim(max(-3, min(100 * acc for *_, acc in points) - 10), 103)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return _svg(figure)
@@ -99,6 +101,7 @@ def curves(history: Sequence[Mapping[str, Any]]) -> str:
         axes.plot(epochs, [factor * epoch[key] for epoch in history], color="C0")
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("epoch", fontsize=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     return _svg(figure)
