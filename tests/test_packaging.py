@@ -56,7 +56,8 @@ def test_a_plugin_is_licensed_typed_and_explained(plugin):
     project = metadata(plugin)["project"]
     assert project["license"] == "Apache-2.0"
     assert (plugin / project["readme"]).read_text(encoding="utf-8").startswith("# ")
-    (package,) = (plugin / "src").glob("backdoorkit_*")
+    # Building leaves an egg-info folder beside the package.
+    (package,) = (path.parent for path in (plugin / "src").glob("backdoorkit_*/__init__.py"))
     assert (package / "py.typed").is_file()
     data = metadata(plugin)["tool"]["setuptools"]["package-data"]
     assert "py.typed" in data[package.name]
