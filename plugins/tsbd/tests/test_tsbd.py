@@ -108,7 +108,7 @@ def success_after_stage_one(seed, orders):
 
 
 def test_the_order_by_weight_change_removes_the_backdoor_and_others_do_not():
-    # Over eight victims: 0.19 by weight change (0 to 0.67), 0.52 by chance, 0.96 backwards.
+    # Over eight victims: 0.16 by weight change (0 to 0.7), 0.5 by chance, 0.9 backwards.
     orders = ("nwc", "random", "reversed")
     rows = [success_after_stage_one(seed, orders) for seed in range(4)]
     by_change, by_chance, backwards = map(mean, zip(*rows, strict=True))

@@ -40,7 +40,7 @@ class FinePruningConfig(TrainOptions):
     )
     epochs: int = option(100, ge=0, help="Passes of fine-tuning over the clean reserve.")
     batch_size: int = option(64, ge=1, help="Images per step.")
-    learning_rate: float = option(0.05, ge=0, help="Peak learning rate of fine-tuning.")
+    learning_rate: float = option(0.01, ge=0, help="Peak learning rate of fine-tuning.")
     schedule: Literal["constant", "cosine", "one-cycle", "step"] = option(
         "cosine", help="Learning rate over time; every schedule spans the real number of epochs."
     )

@@ -21,7 +21,7 @@ class FineTuningConfig(TrainOptions):
     epochs: int = option(100, ge=0, symbol="E", help="Passes over the clean reserve.")
     batch_size: int = option(64, ge=1, help="Images per step.")
     learning_rate: float = option(
-        0.05, ge=0, help="Peak learning rate: more removes more backdoor and more accuracy."
+        0.01, ge=0, help="Peak learning rate: more removes more backdoor and more accuracy."
     )
     schedule: Literal["constant", "cosine", "one-cycle", "step"] = option(
         "cosine", help="Learning rate over time; every schedule spans the real number of epochs."

@@ -64,7 +64,7 @@ class TSBDConfig(TrainOptions):
         1e-4, gt=0, help="Learning rate of clean unlearning in its first epoch."
     )
     unlearning_growth: float = option(
-        1.5,
+        1.25,
         ge=1,
         help="Factor on that learning rate after every epoch, so that unlearning also ends on a "
         "small reserve with few steps per epoch; 1 keeps it constant.",
@@ -92,12 +92,12 @@ class TSBDConfig(TrainOptions):
         help="What the step is normalised by: each tensor's own gradient norm (released code) or "
         "that of all tensors together (the paper's formula).",
     )
-    epochs: int = option(50, ge=0, help="Passes of fine-tuning over the reserve.")
+    epochs: int = option(20, ge=0, help="Passes of fine-tuning over the reserve.")
     batch_size: int = option(64, ge=1, help="Images per step, in unlearning and fine-tuning.")
-    learning_rate: float = option(0.05, ge=0, help="Peak learning rate of fine-tuning.")
+    learning_rate: float = option(0.01, ge=0, help="Learning rate of fine-tuning.")
     weight_decay: float = option(0.0, ge=0, help="L2 penalty, added to the gradient.")
     schedule: Literal["constant", "cosine", "one-cycle", "step"] = option(
-        "cosine", help="Learning rate of fine-tuning over time."
+        "constant", help="Learning rate of fine-tuning over time."
     )
 
     def __attrs_post_init__(self) -> None:
