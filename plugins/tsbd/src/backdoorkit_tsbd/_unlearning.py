@@ -56,7 +56,7 @@ def unlearn(
         schedule="constant",
         weight_decay=0.0,
         label_smoothing=0.0,
-        precision="float32",  # at these learning rates bfloat16 would round the changes away
+        precision="float32",  # the ranking compares small changes
     )
     model = copy.deepcopy(victim)
     epochs = context.fit(model, reserve, options, hooks=hooks).epochs_run
