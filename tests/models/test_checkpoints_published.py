@@ -34,61 +34,6 @@ pytestmark = [
     pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data beside the checkout"),
 ]
 
-#: Networks that the catalogue does not have, as somebody would write them for `callable`.
-MODULE = """
-from torch import nn
-from torch.nn import functional
-
-def small_vgg(num_classes):
-    network, layers, before = nn.Module(), [], 3
-    for channels, drop in ((32, 0.3), (64, 0.4), (128, 0.4)):
-        for _ in range(2):
-            layers += [nn.Conv2d(before, channels, 3, padding=1), nn.BatchNorm2d(channels)]
-            layers.append(nn.ELU())
-            before = channels
-        layers += [nn.MaxPool2d(2), nn.Dropout(drop)]
-    return SmallVGG(nn.Sequential(*layers), nn.Linear(2048, num_classes))
-
-class SmallVGG(nn.Module):
-    def __init__(self, features, classifier):
-        super().__init__()
-        self.features, self.classifier = features, classifier
-
-    def forward(self, images):
-        return self.classifier(self.features(images).flatten(1))
-
-class Block(nn.Module):
-    def __init__(self, before, channels, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.missing = (channels - before) // 2
-
-    def forward(self, images):
-        hidden = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(images)))))
-        if self.missing:
-            images = images[:, :, ::2, ::2]
-            images = functional.pad(images, (0, 0, 0, 0, self.missing, self.missing))
-        return functional.relu(hidden + images)
-
-class ResNet20(nn.Module):
-    def __init__(self, num_classes):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(3)))
-        self.layer2 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1))
-        self.layer3 = nn.Sequential(Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1))
-        self.linear = nn.Linear(64, num_classes)
-
-    def forward(self, images):
-        features = functional.relu(self.bn1(self.conv1(images)))
-        features = self.layer3(self.layer2(self.layer1(features)))
-        return self.linear(features.mean((2, 3)))
-"""
-
 
 @functools.cache
 def pictures():
@@ -152,9 +97,8 @@ def test_wide_resnets_of_abl_and_nad(folder, target, accuracy, success):
 
 
 @pytest.fixture
-def own_module(tmp_path, monkeypatch):
-    (tmp_path / "published_networks.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(tmp_path)
+def own_module(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     yield
     sys.modules.pop("published_networks", None)
 
