@@ -16,6 +16,7 @@ from backdoorkit.hooks.shared_options import (
     Selection,
     TrainOptions,
 )
+from backdoorkit.hooks.surrogate_options import SurrogateOptions
 
 __all__ = [
     "HOOK_API",
@@ -27,6 +28,7 @@ __all__ = [
     "RateBasis",
     "Selection",
     "Stage",
+    "SurrogateOptions",
     "TrainOptions",
     "__version__",
     "hookimpl",

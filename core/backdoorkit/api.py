@@ -6,8 +6,11 @@ does not import torch.
 
 from __future__ import annotations
 
+from backdoorkit._second_gradient import SecondGradient
 from backdoorkit.context import Context
 from backdoorkit.contracts import (
+    Analysis,
+    AnalysisResult,
     Architecture,
     Attack,
     Dataset,
@@ -26,6 +29,7 @@ from backdoorkit.data.images import ImageSet
 from backdoorkit.data.poison import PoisonedSet, SampleKind, poison_by_options, quantize
 from backdoorkit.errors import ContractError, InputError, StructureError
 from backdoorkit.evaluation import Evaluation, Predictions
+from backdoorkit.figures import new_figure
 from backdoorkit.masking import MaskedModel, by_layer, masked, masked_layers, prune_by_masks
 from backdoorkit.models.structure import (
     ConvNormPair,
@@ -34,10 +38,14 @@ from backdoorkit.models.structure import (
     find_structure,
 )
 from backdoorkit.selection import largest_accepted, split_reserve
-from backdoorkit.tasks import DefenseTask, DetectionTask
+from backdoorkit.surrogates import train_surrogate
+from backdoorkit.tasks import AnalysisTask, DefenseTask, DetectionTask
 from backdoorkit.training import EpochMetrics, TrainingHooks, TrainingSummary
 
 __all__ = [
+    "Analysis",
+    "AnalysisResult",
+    "AnalysisTask",
     "Architecture",
     "Attack",
     "Augmentation",
@@ -64,6 +72,7 @@ __all__ = [
     "Predictions",
     "PrunableLayer",
     "SampleKind",
+    "SecondGradient",
     "Structure",
     "StructureError",
     "TrainingHooks",
@@ -75,8 +84,10 @@ __all__ = [
     "largest_accepted",
     "masked",
     "masked_layers",
+    "new_figure",
     "poison_by_options",
     "prune_by_masks",
     "quantize",
     "split_reserve",
+    "train_surrogate",
 ]

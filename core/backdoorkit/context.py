@@ -100,13 +100,18 @@ class Context:
         *,
         hooks: TrainingHooks | None = None,
         checkpoint: CheckpointSlot | None = None,
+        purpose: str | None = None,
     ) -> TrainingSummary:
         """Train ``model`` in place with :func:`backdoorkit.training.fit`; counts towards the cost.
 
-        Each call of one context shuffles and augments differently.
+        Each call of one context shuffles and augments differently. With ``purpose`` that depends on
+        its name instead of the calls before, as what may be taken from a cache must.
         """
-        number = self._fits
-        self._fits += 1
+        number: int | str = self._fits
+        if purpose is None:
+            self._fits += 1
+        else:
+            number = purpose
         summary = training.fit(
             model,
             data,
@@ -117,7 +122,7 @@ class Context:
             hooks=hooks,
             progress=self._progress,
             checkpoint=checkpoint,
-            label=f"{self.method}: training",
+            label=f"{self.method}: {purpose or 'training'}",
         )
         self.count(summary.samples_seen, summary.gradient_steps)
         return summary

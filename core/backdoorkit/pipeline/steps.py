@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from backdoorkit.data.poison import SampleKind, apply_trigger
 from backdoorkit.data.splits import make_splits
+from backdoorkit.data.statistics import channel_statistics
 from backdoorkit.errors import InputError
 from backdoorkit.hooks.options import unstructure
 from backdoorkit.models.checkpoints import load_weights, read_weights
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from backdoorkit.context import Context
     from backdoorkit.contracts import Attack, Trigger
-    from backdoorkit.data.images import ImageSet
     from backdoorkit.hooks.shared_options import TrainOptions
     from backdoorkit.models.normalized import NormalizedModel
     from backdoorkit.pipeline.plan import Step
@@ -82,7 +82,7 @@ def _split(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
     splits = make_splits(train.labels.cpu(), test.labels.cpu(), choice.options, generator)
     parts = {"train": splits.train, "reserve": splits.reserve, "test": splits.test}
     save_tensors(draft, "splits", parts)
-    mean, std = _channel_statistics(train.subset(splits.train.to(train.device)))
+    mean, std = channel_statistics(train.subset(splits.train.to(train.device)))
     return {
         "image_shape": list(train.shape),
         "class_names": list(train.class_names),
@@ -267,23 +267,6 @@ def _chosen(choice: Any) -> dict[str, Any] | None:
         "version": choice.method.version,
         "config": unstructure(choice.config),
     }
-
-
-def _channel_statistics(data: ImageSet, chunk: int = 8192) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of the pixels in [0, 1], exactly from histograms."""
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    counts: Tensor = torch.zeros(data.shape[0], 256, dtype=torch.float64)
-    for start in range(0, len(data), chunk):
-        stop = min(start + chunk, len(data))
-        images = data.fetch(torch.arange(start, stop, device=data.device)).cpu()
-        for channel, pixels in enumerate(images.transpose(0, 1)):
-            counts[channel] += torch.bincount(pixels.flatten().int(), minlength=256)
-    shares = counts / counts.sum(1, keepdim=True)
-    mean = shares @ levels
-    variance = shares @ levels.square() - mean.square()
-    # A constant channel must not be divided by zero.
-    std = variance.clamp_min(0).sqrt().clamp_min(1e-3)
-    return [float(value) for value in mean], [float(value) for value in std]
 
 
 _MAKERS: dict[StepKind, Callable[[Workshop, Step, Draft], dict[str, Any]]] = {
