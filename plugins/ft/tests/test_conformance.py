@@ -15,3 +15,8 @@ class TestEverything(DefenseSuite):
 class TestHead(DefenseSuite):
     method = "ft"
     config: ClassVar = {"epochs": 1, "scope": "head", "freeze_norm_statistics": True}
+
+
+class TestSharpnessAware(DefenseSuite):
+    method = "ft"
+    config: ClassVar = {"epochs": 1, "sharpness_radius": 0.05, "freeze_norm_statistics": True}

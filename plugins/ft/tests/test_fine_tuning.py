@@ -163,7 +163,59 @@ def test_the_cosine_spans_the_epochs_it_is_given(monkeypatch):
 
 def test_presets_are_valid_configurations():
     [info] = backdoorkit_defenses()
-    assert {"backdoorbench", "nad-teacher"} <= set(info.presets)
+    assert set(info.presets) == {"backdoorbench", "nad-teacher", "sharpness-aware"}
     for preset in info.presets.values():
         structure(info.config, preset)
     assert structure(info.config, info.presets["nad-teacher"]).milestones == (0.2,)
+    assert structure(info.config, info.presets["sharpness-aware"]).sharpness_radius == 0.05
+
+
+# -- sharpness-aware -------------------------------------------------------------------------------
+
+
+def test_a_radius_of_zero_is_plain_fine_tuning_bit_for_bit():
+    plain, options = tiny_network(), FineTuningConfig(epochs=2, batch_size=16, precision="float32")
+    tiny_context("ft").fit(plain, tiny_images(32), options)
+    tuned = tune(tiny_network(), epochs=2, sharpness_radius=0.0).model.state_dict()
+    assert all(torch.equal(value, tuned[name]) for name, value in plain.state_dict().items())
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_step_starts_at_the_weights_and_follows_the_gradient_uphill_of_them(frozen):
+    model, clean = tiny_network(), tiny_images(16)
+    images, twin = clean.images.float() / 255, copy.deepcopy(model).train()
+    if frozen:
+        twin.eval()
+
+    def gradient():
+        loss = nn.functional.cross_entropy(twin(images), clean.labels)
+        return torch.autograd.grad(loss, list(twin.parameters()))
+
+    weights, first = copy.deepcopy(list(twin.parameters())), gradient()
+    length = torch.stack([part.norm() for part in first]).norm()
+    with torch.no_grad():
+        for parameter, part in zip(twin.parameters(), first, strict=True):
+            parameter.add_(0.2 * part / length)
+    expected = [w - 0.5 * g for w, g in zip(weights, gradient(), strict=True)]
+
+    options = {"learning_rate": 0.5, "momentum": 0.0, "weight_decay": 0.0, "sharpness_radius": 0.2}
+    tune(model, clean, freeze_norm_statistics=frozen, **options)
+    torch.testing.assert_close(list(model.parameters()), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_statistics_follow_each_batch_once_or_not_at_all(frozen):
+    model = tiny_network()
+    options = {"learning_rate": 0.0, "freeze_norm_statistics": frozen}
+    plain = tune(copy.deepcopy(model), **options).model.state_dict()
+    sharp = tune(model, sharpness_radius=0.5, **options).model.state_dict()
+    assert int(sharp["network.bn1.num_batches_tracked"]) == (0 if frozen else 2)
+    assert all(torch.equal(value, sharp[name]) for name, value in plain.items())
+
+
+def test_only_what_is_in_scope_is_moved_uphill():
+    model = tiny_network()
+    assert changed(model, scope="head", sharpness_radius=0.1) == {
+        "network.head.weight",
+        "network.head.bias",
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
 
@@ -39,6 +39,25 @@ class FineTuningConfig(TrainOptions):
         help="Normalise with the victim's running statistics and leave them as they are, "
         "instead of moving them towards the reserve.",
     )
+    sharpness_radius: float = option(
+        0.0,
+        ge=0,
+        symbol="ρ",
+        help="Length of the step uphill to where the gradient is taken (sharpness-aware "
+        "minimisation); 0 is plain fine-tuning, and half the work.",
+    )
+
+
+# CIFAR-10, 5 % reserve. Where mirroring changes the class: horizontal_flip = false.
+_BACKDOORBENCH: Final[dict[str, Any]] = {
+    "epochs": 100,
+    "batch_size": 256,
+    "learning_rate": 0.01,
+    "weight_decay": 5e-4,
+    "schedule": "cosine",
+    "crop_padding": 4,
+    "horizontal_flip": True,
+}
 
 
 @hookimpl
@@ -48,22 +67,16 @@ def backdoorkit_defenses() -> Iterable[MethodInfo]:
         name="ft",
         summary="Fine-tuning on the clean reserve.",
         reference="Baseline in Liu, Dolan-Gavitt and Garg, Fine-Pruning, RAID 2018; "
-        "settings of Wu et al., BackdoorBench, NeurIPS Datasets and Benchmarks 2022",
+        "settings of Wu et al., BackdoorBench, NeurIPS Datasets and Benchmarks 2022; "
+        "sharpness-aware: Foret et al., Sharpness-Aware Minimization, ICLR 2021",
         implementation="backdoorkit_ft._defense:FineTuning",
         config=FineTuningConfig,
         stage=Stage.POST_TRAINING,
         needs={Need.WEIGHTS, Need.CLEAN_SAMPLES},
         presets={
-            # CIFAR-10, 5 % reserve. Where mirroring changes the class: horizontal_flip = false.
-            "backdoorbench": {
-                "epochs": 100,
-                "batch_size": 256,
-                "learning_rate": 0.01,
-                "weight_decay": 5e-4,
-                "schedule": "cosine",
-                "crop_padding": 4,
-                "horizontal_flip": True,
-            },
+            "backdoorbench": _BACKDOORBENCH,
+            # That, with the radius that sharpness-aware minimisation has by default.
+            "sharpness-aware": {**_BACKDOORBENCH, "sharpness_radius": 0.05},
             # The fine-tuned teacher of NAD: 0.1 for two epochs of ten, then 0.01.
             "nad-teacher": {
                 "epochs": 10,

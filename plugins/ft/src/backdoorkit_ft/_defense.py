@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from backdoorkit.api import Defense, DefenseResult, InputError, TrainingHooks
+from backdoorkit.api import Defense, DefenseResult, InputError, SecondGradient
 from backdoorkit_ft import FineTuningConfig
 
 if TYPE_CHECKING:
@@ -22,7 +22,10 @@ _NORMS = ("batch-norm", "layer-norm", "group-norm", "instance-norm", "rms-norm")
 
 
 class FineTuning(Defense[FineTuningConfig]):
-    """θ* = argmin over θ of E[ℓ(f(x; θ), y)] on the reserve, started at the victim's weights."""
+    """θ* = argmin over θ of E[ℓ(f(x; θ), y)] on the reserve, started at the victim's weights.
+
+    With a sharpness radius ρ, of the largest such loss within ρ of θ, to first order.
+    """
 
     def check(self, structure: Structure) -> None:
         method = f"ft --scope {self.config.scope}"
@@ -45,7 +48,8 @@ class FineTuning(Defense[FineTuningConfig]):
             trained = _in_scope(model, context.structure(model), config)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name in trained)
-        hooks = FrozenStatistics(model) if config.freeze_norm_statistics else None
+        make_hooks = FrozenStatistics if config.freeze_norm_statistics else SecondGradient
+        hooks = make_hooks(radius=config.sharpness_radius)
         summary = context.fit(model, task.clean, config, hooks=hooks)
         return DefenseResult(
             model=model,
@@ -59,22 +63,16 @@ class FineTuning(Defense[FineTuningConfig]):
         )
 
 
-class FrozenStatistics(TrainingHooks):
+class FrozenStatistics(SecondGradient):
     """Batch norm normalises by the victim's running statistics, and they stay as they are."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._norms = [
-            module
-            for module in model.modules()
-            if isinstance(module, nn.modules.batchnorm._NormBase)
-        ]
 
     def backward(
         self, model: nn.Module, batch: Batch, compute_loss: Callable[[], Tensor]
     ) -> Tensor:
         # The loop puts the whole model into train mode at the start of every epoch.
-        for norm in self._norms:
-            norm.eval()
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                module.eval()
         return super().backward(model, batch, compute_loss)
 
 
