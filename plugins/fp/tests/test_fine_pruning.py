@@ -15,6 +15,7 @@ from backdoorkit.errors import OracleNotPermittedError
 from backdoorkit.hooks.options import structure
 from backdoorkit_fp import FinePruningConfig, backdoorkit_defenses
 from backdoorkit_fp._defense import FinePruning
+from backdoorkit_fp._pruning import levels
 
 CLASSES = 8
 SHAPE = (1, 8, 8)
@@ -201,6 +202,8 @@ def test_a_head_that_is_no_linear_layer_is_refused():
 
 def test_presets_are_valid_configurations():
     [info] = backdoorkit_defenses()
-    assert {"backdoorbench", "official"} <= set(info.presets)
-    for preset in info.presets.values():
-        structure(info.config, preset)
+    presets = {name: structure(info.config, values) for name, values in info.presets.items()}
+    assert set(presets) == {"paper", "backdoorbench", "official"}
+    assert list(levels(512, presets["paper"].step))[:3] == [0, 1, 2]
+    assert list(levels(512, presets["backdoorbench"].step))[:3] == [0, 6, 12]
+    assert presets["official"].epochs == 0

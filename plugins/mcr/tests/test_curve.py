@@ -193,6 +193,45 @@ def test_the_penalty_is_on_the_weights_at_t():
     torch.testing.assert_close(hooks.loss(logits, batch, 0), expected)
 
 
+def test_accumulated_gradients_are_never_reset():
+    # Equal ends and no labels to learn: L = ½ ‖φ(t)‖² has the gradient c₁(t) (w₀ + c₁(t) (θ - w₀)).
+    def trained(accumulates):
+        start = tiny_network(0)
+        curve, steps = Curve(start, start, "bezier", 3), []
+
+        class Steps(CurveTraining):
+            def loss(self, logits, batch, epoch):
+                del logits, batch, epoch
+                return self._curve.weights().square().sum() / 2
+
+            def after_step(self, model):
+                steps.append(model.inner.detach().clone())
+
+        hooks = Steps(
+            curve,
+            penalty=0.0,
+            decays_late=False,
+            generator=torch.Generator().manual_seed(0),
+            accumulates=accumulates,
+        )
+        options = {"epochs": 3, "batch_size": 16, "learning_rate": 0.1, "momentum": 0.0}
+        config = MCRConfig(weight_decay=0.0, precision="float32", **options)
+        tiny_context("mcr").fit(curve, tiny_images(16), config, hooks=hooks)
+        return curve.start, steps
+
+    generator = torch.Generator().manual_seed(0)
+    places = [float(torch.rand((), generator=generator)) for _ in range(3)]
+    for accumulates in (False, True):
+        start, steps = trained(accumulates)
+        point, total = start, torch.zeros_like(start)
+        for t, step in zip(places, steps, strict=True):
+            weight = 2 * t * (1 - t)
+            gradient = weight * (start + weight * (point - start))
+            total = total + gradient
+            point = point - 0.1 * (total if accumulates else gradient)
+            torch.testing.assert_close(step[0], point, rtol=1e-4, atol=1e-6)
+
+
 def test_late_decay_is_that_of_curve_finding():
     factors = [late_decay(progress) for progress in (0.0, 0.5, 0.7, 0.9, 0.95, 1.0)]
     assert factors == pytest.approx([1.0, 1.0, 0.505, 0.01, 0.01, 0.01])

@@ -186,3 +186,5 @@ def test_presets_are_valid_configurations():
     assert all(preset.t == 0.1 for preset in presets.values())
     assert all(preset.selection is Selection.FIXED for preset in presets.values())
     assert presets["backdoorbench"].penalized == "points"
+    assert [p.accumulate_gradients for p in presets.values()] == [False, False, True]
+    assert presets["backdoorbench"].learning_rate == 3e-5

@@ -96,6 +96,7 @@ class MCR(Defense[MCRConfig]):
             penalty=config.weight_decay if on_curve else 0.0,
             decays_late=config.late_decay,
             generator=context.generator("places on the curve"),
+            accumulates=config.accumulate_gradients,
         )
         options = attrs.evolve(config, weight_decay=0.0) if on_curve else config
         context.fit(curve, reserve, options, hooks=hooks)

@@ -32,16 +32,26 @@ def late_decay(progress: float) -> float:
 
 
 class CurveTraining(TrainingHooks):
-    """E over t ~ U(0, 1) of the cross-entropy at φ(t) + ½ λ ‖φ(t)‖²; one t for each batch."""
+    """E over t ~ U(0, 1) of the cross-entropy at φ(t) + ½ λ ‖φ(t)‖²; one t for each batch.
+
+    Where it ``accumulates``, a step follows the sum of all gradients since the first step.
+    """
 
     def __init__(
-        self, curve: Curve, *, penalty: float, decays_late: bool, generator: Generator
+        self,
+        curve: Curve,
+        *,
+        penalty: float,
+        decays_late: bool,
+        generator: Generator,
+        accumulates: bool = False,
     ) -> None:
         self._curve = curve
         self._penalty = penalty  # λ
         self._decays_late = decays_late
         self._generator = generator
         self._factor = 1.0
+        self._sum = torch.zeros_like(curve.inner) if accumulates else None
 
     def transform_batch(self, batch: Batch, epoch: int) -> Batch:
         self._curve.move_to(float(torch.rand((), generator=self._generator)))
@@ -58,6 +68,9 @@ class CurveTraining(TrainingHooks):
         self, model: nn.Module, batch: Batch, compute_loss: Callable[[], Tensor]
     ) -> Tensor:
         loss = super().backward(model, batch, compute_loss)
+        gradient = cast("Tensor", self._curve.inner.grad)
+        if self._sum is not None:
+            gradient.copy_(self._sum.add_(gradient))
         # Momentum apart, a smaller gradient is a smaller learning rate, which the loop owns.
-        cast("Tensor", self._curve.inner.grad).mul_(self._factor)
+        gradient.mul_(self._factor)
         return loss
