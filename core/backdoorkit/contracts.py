@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+    from matplotlib.figure import Figure
     from torch import Tensor, nn
 
     from backdoorkit.context import Context
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
     from backdoorkit.models.structure import Structure
     from backdoorkit.pipeline.plan import Step
     from backdoorkit.pipeline.runner import StepResult
-    from backdoorkit.tasks import DefenseTask, DetectionTask
+    from backdoorkit.tasks import AnalysisTask, DefenseTask, DetectionTask
     from backdoorkit.training import TrainingHooks
 
 __all__ = [
+    "Analysis",
+    "AnalysisResult",
     "Architecture",
     "Attack",
     "Dataset",
@@ -80,8 +83,11 @@ class Trigger(abc.ABC):
 
 
 class Attack(Method[P]):
-    """Poisons a training set. The label map, rate and index policy come from the configuration,
+    """Plants a backdoor. The label map, rate, basis and index policy come from the configuration,
     which derives from :class:`backdoorkit.PoisonOptions`; the attack itself is its trigger.
+
+    A *data* attack poisons the training set. One whose configuration says ``controls_training``
+    trains the victim itself, on the clean images, by :meth:`control`.
     """
 
     @abc.abstractmethod
@@ -100,12 +106,36 @@ class Attack(Method[P]):
         """
         from backdoorkit.data.poison import poison_by_options
 
-        return poison_by_options(data, trigger, self.config, context.generator("poisoned indices"))
+        generator = context.generator("poisoned indices")
+        cover = self.cover(trigger)
+        return poison_by_options(data, trigger, self.config, generator, cover=cover)
 
-    def control(self, trigger: Trigger, context: Context) -> TrainingHooks | None:
-        """Hooks into the victim's training, for attacks that control it; None for all others."""
-        del trigger, context
-        return None
+    def control(self, trigger: Trigger, data: ImageSet, context: Context) -> AttackHooks | None:
+        """Hooks into the victim's training on the clean ``data``; None for a data attack.
+
+        Called where ``config.controls_training``. The default poisons batch by batch where the
+        index policy says so. After the training, the hooks' ``trigger`` is the attack's.
+        """
+        from backdoorkit.control import PerBatchPoisoning
+
+        del context
+        if not self.config.controls_training:
+            return None
+        return PerBatchPoisoning(self, trigger, data)
+
+    def freeze(
+        self, data: ImageSet, trigger: Trigger, context: Context, rate: float | None = None
+    ) -> PoisonedSet:
+        """A poisoned training set that does not change, for defenses that work on data.
+
+        ``trigger`` is that of a victim whose training was controlled, ``rate`` replaces the
+        configured poisoning rate. Training on this set is not the attack; it shows a defense what
+        the attacker's samples look like.
+        """
+        if rate is None:
+            return self.poison(data, trigger, context)
+        config = attrs.evolve(self.config, poison_rate=rate)
+        return type(self)(config).poison(data, trigger, context)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -160,6 +190,38 @@ class Detector(Method[C]):
     @abc.abstractmethod
     def run(self, task: DetectionTask, context: Context) -> DetectionResult:
         """Judge ``task.model``, a private copy."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class AnalysisResult:
+    """What an analysis found: numbers for the table, figures for the report."""
+
+    #: finite numbers by short name, a few; None where one is undefined
+    values: Mapping[str, float | None]
+    #: JSON-ready: what is too long for the table (numbers by layer, by epoch...)
+    details: Mapping[str, Any] = attrs.field(factory=dict)
+    #: tensors worth keeping (scores per layer...), stored beside the figures
+    tensors: Mapping[str, Tensor] = attrs.field(factory=dict)
+    #: figures by name (lower-case words joined by '-'); :func:`backdoorkit.api.new_figure` makes
+    #: them
+    figures: Mapping[str, Figure] = attrs.field(factory=dict)
+    #: what is to be seen in a figure, by its name
+    captions: Mapping[str, str] = attrs.field(factory=dict)
+
+
+class Analysis(Method[C]):
+    """Looks at a victim with the truth in hand, to understand it: never a defense.
+
+    It may be given what no defender has: the trigger, who was poisoned, the clean twin, test data.
+    """
+
+    def check(self, structure: Structure) -> None:
+        """As :meth:`Defense.check`."""
+        del structure
+
+    @abc.abstractmethod
+    def run(self, task: AnalysisTask, context: Context) -> AnalysisResult:
+        """Examine ``task.model``, a private copy."""
 
 
 @attrs.frozen(kw_only=True)

@@ -1,4 +1,4 @@
-"""What a defense or detector is handed: exactly what it declared, and nothing else."""
+"""What a defense, detector or analysis is handed: exactly what it declared, and nothing else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from backdoorkit.data.images import ImageSet
 
-__all__ = ["DefenseTask", "DetectionTask"]
+__all__ = ["AnalysisTask", "DefenseTask", "DetectionTask"]
 
 
 class _Task:
@@ -81,3 +81,39 @@ class DefenseTask(_Task):
 
 class DetectionTask(_Task):
     """What a detector is handed."""
+
+
+class AnalysisTask(_Task):
+    """What an analysis is handed: also what no defender has."""
+
+    @property
+    def plant(self) -> Callable[[ImageSet], ImageSet]:
+        """Gives images the attack's trigger, and the label that the attacker wants of each
+        (needs ``trigger``).
+
+        Images that bear that label already come back among the others.
+        """
+        plant: Callable[[ImageSet], ImageSet] = self._get(Need.TRIGGER)
+        return plant
+
+    @property
+    def kinds(self) -> Tensor:
+        """uint8, N, on the CPU: :class:`backdoorkit.api.SampleKind` of each image of
+        ``training_data`` (needs ``poison-record``).
+        """
+        kinds: Tensor = self._get(Need.POISON_RECORD)
+        return kinds
+
+    @property
+    def clean_twin(self) -> nn.Module:
+        """A private copy, in eval mode, of the model that was trained alike but for the attack
+        (needs ``clean-twin``).
+        """
+        twin: nn.Module = self._get(Need.CLEAN_TWIN)
+        return twin
+
+    @property
+    def test(self) -> ImageSet:
+        """The test images (needs ``test-data``)."""
+        test: ImageSet = self._get(Need.TEST_DATA)
+        return test

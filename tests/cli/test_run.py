@@ -179,9 +179,9 @@ def test_a_name_of_two_kinds_is_qualified(call, recipe):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["pathc"], "no attack, defense or detector is called 'pathc'; did you mean 'patch'?"),
+        (["pathc"], "no attack, defense, detector or analysis is called 'pathc'; did you mean 'patch'?"),
         (["qqqqqq"], "known: patch, prune, scan, strict, twice"),
-        (["digits"], "'digits' is a dataset, and steps are attacks, defenses and detectors"),
+        (["digits"], "'digits' is a dataset, and steps are attacks, defenses, detectors and analyses"),
         (["patch", "--poison-rtae", "1"], "--poison-rate"),
         (["patch", "--poison-rate", "1.5"], "must be at most 1, not 1.5"),
         (["patch", "--poison-rate", "x"], "must be a number, not 'x'"),

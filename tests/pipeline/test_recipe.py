@@ -243,7 +243,7 @@ def test_all_faults_are_reported_at_once_with_their_paths(registry):
 @pytest.mark.parametrize(
     ("mapping", "fault"),
     [
-        ({}, "nothing to do: name at least one attack, defense or detector"),
+        ({}, "nothing to do: name at least one attack, defense, detector or analysis"),
         ({"seeds": []}, "seeds: must name at least one seed"),
         ({"seeds": [1, 1]}, r"seeds: must differ from each other, not \[1, 1\]"),
         ({"seeds": [-1]}, "seeds: must be at least 0"),

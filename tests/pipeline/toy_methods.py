@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from backdoorkit import MethodInfo, Need, PoisonOptions, Selection, Stage, hookimpl, option
 from backdoorkit.api import (
+    Analysis,
+    AnalysisResult,
+    AnalysisTask,
     Architecture,
     Attack,
     Context,
@@ -29,6 +32,7 @@ from backdoorkit.api import (
     Structure,
     StructureError,
     Trigger,
+    new_figure,
 )
 from backdoorkit.testing.tiny import PatchTrigger, TinyNetwork, tiny_images
 
@@ -108,6 +112,38 @@ class ToyDetector(Detector[NoOptions]):
         return DetectionResult(score=float(logits.max()), threshold=1e9, target=0)
 
 
+class ToyAnalysis(Analysis[NoOptions]):
+    """Looks at all it may be given."""
+
+    def run(self, task: AnalysisTask, context: Context) -> AnalysisResult:
+        CALLS.append("analyze")
+        test, plain = task.test, task.clean
+        planted = task.plant(test)
+        success = context.accuracy(task.model, planted)
+        twins = context.accuracy(task.clean_twin, planted)
+        figure, (axes,) = new_figure()
+        axes.plot([0, 1], [success, twins])
+        return AnalysisResult(
+            values={
+                "success": success,
+                "twin's success": twins,
+                "poisoned": int((task.kinds == 1).sum()),
+                "nothing": None,
+            },
+            details={"reserve": len(plain), "training": len(task.training_data)},
+            tensors={"kinds": task.kinds},
+            figures={"toy-figure": figure},
+            captions={"toy-figure": "Success <b>here</b> & there."},
+        )
+
+
+class ToyGlance(Analysis[NoOptions]):
+    """Needs nothing of an attack."""
+
+    def run(self, task: AnalysisTask, context: Context) -> AnalysisResult:
+        return AnalysisResult(values={"accuracy": context.accuracy(task.model, task.test)})
+
+
 class ToyMetric(Metric[NoOptions]):
     def compute(self, evaluation: Evaluation) -> dict[str, MetricValue]:
         clean = evaluation.clean
@@ -176,6 +212,17 @@ def backdoorkit_defenses() -> list[MethodInfo]:
 @hookimpl
 def backdoorkit_detectors() -> list[MethodInfo]:
     return [_info("toy-detector", "ToyDetector", NoOptions, needs=frozenset({Need.QUERIES}))]
+
+
+@hookimpl
+def backdoorkit_analyses() -> list[MethodInfo]:
+    glance = frozenset({Need.WEIGHTS, Need.TEST_DATA})
+    truth = {Need.TRIGGER, Need.CLEAN_TWIN, Need.POISON_RECORD}
+    everything = glance | truth | {Need.CLEAN_SAMPLES, Need.TRAINING_DATA}
+    return [
+        _info("toy-analysis", "ToyAnalysis", NoOptions, needs=everything),
+        _info("toy-glance", "ToyGlance", NoOptions, needs=glance),
+    ]
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""Steps of a chain: one command per installed attack, defense and detector."""
+"""Steps of a chain: one command per installed attack, defense, detector and analysis."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ _ROOMS: Final = {
     Kind.ATTACK: "attacks",
     Kind.DEFENSE: "defenses",
     Kind.DETECTOR: "detectors",
+    Kind.ANALYSIS: "analyses",
 }
 _CLEAN_TWIN: Final = "Clean twin: the same model trained on clean data."
 
@@ -37,7 +38,7 @@ class ChainStep:
 
 
 class StepGroup(click.Group):
-    """A chain whose steps are the installed attacks, defenses and detectors."""
+    """A chain whose steps are the installed attacks, defenses, detectors and analyses."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         steps = _step_methods(get_registry(ctx))
@@ -144,5 +145,7 @@ def _refuse_step(registry: Registry, name: str) -> NoReturn:
     try:
         method = registry.find(name)
     except UnknownNameError:
-        raise UnknownNameError("attack, defense or detector", name, known) from None
-    raise InputError(f"{name!r} is a {method.kind}, and steps are attacks, defenses and detectors")
+        raise UnknownNameError("attack, defense, detector or analysis", name, known) from None
+    raise InputError(
+        f"{name!r} is a {method.kind}, and steps are attacks, defenses, detectors and analyses"
+    )

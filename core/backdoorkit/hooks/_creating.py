@@ -42,6 +42,7 @@ def _implementation(method: Method) -> type:
         Kind.ATTACK: contracts.Attack,
         Kind.DEFENSE: contracts.Defense,
         Kind.DETECTOR: contracts.Detector,
+        Kind.ANALYSIS: contracts.Analysis,
         Kind.METRIC: contracts.Metric,
         Kind.DATASET: contracts.Dataset,
         Kind.MODEL: contracts.Architecture,

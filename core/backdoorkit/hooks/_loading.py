@@ -34,6 +34,7 @@ HOOKS: Final = {
     Kind.ATTACK: "backdoorkit_attacks",
     Kind.DEFENSE: "backdoorkit_defenses",
     Kind.DETECTOR: "backdoorkit_detectors",
+    Kind.ANALYSIS: "backdoorkit_analyses",
     Kind.METRIC: "backdoorkit_metrics",
     Kind.DATASET: "backdoorkit_datasets",
     Kind.MODEL: "backdoorkit_models",

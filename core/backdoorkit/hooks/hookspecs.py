@@ -39,6 +39,11 @@ def backdoorkit_detectors() -> Iterable[MethodInfo]:  # type: ignore[empty-body]
 
 
 @hookspec
+def backdoorkit_analyses() -> Iterable[MethodInfo]:  # type: ignore[empty-body]
+    """Analyses this plugin offers."""
+
+
+@hookspec
 def backdoorkit_metrics() -> Iterable[MethodInfo]:  # type: ignore[empty-body]
     """Metrics this plugin offers."""
 

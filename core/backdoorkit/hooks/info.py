@@ -11,7 +11,7 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["ALLOWED_NEEDS", "Kind", "MethodInfo", "Need", "Stage"]
+__all__ = ["ALLOWED_NEEDS", "ATTACK_NEEDS", "Kind", "MethodInfo", "Need", "Stage"]
 
 
 class Kind(enum.StrEnum):
@@ -20,6 +20,8 @@ class Kind(enum.StrEnum):
     ATTACK = "attack"
     DEFENSE = "defense"
     DETECTOR = "detector"
+    #: an experimenter's tool: looks at a victim with the truth about its attack in hand
+    ANALYSIS = "analysis"
     METRIC = "metric"
     DATASET = "dataset"
     MODEL = "model"
@@ -52,19 +54,31 @@ class Need(enum.StrEnum):
     PREDICTIONS = "predictions"
     #: the same for the model before the defense (metrics only)
     BASELINE_PREDICTIONS = "baseline-predictions"
-    #: which training samples the attacker altered (metrics only)
+    #: which training samples the attacker altered (metrics and analyses only)
     POISON_RECORD = "poison-record"
+    #: the attack's trigger, to be planted on any images (analyses only)
+    TRIGGER = "trigger"
+    #: the model that the same recipe trains on the same data without the attack (analyses only)
+    CLEAN_TWIN = "clean-twin"
+    #: test images and their labels (analyses only)
+    TEST_DATA = "test-data"
 
 
 _DEFENDER = frozenset(
     {Need.WEIGHTS, Need.CLEAN_SAMPLES, Need.TRAINING_DATA, Need.TRAINING_CONTROL, Need.QUERIES}
 )
 
+#: What only somebody can have who made the attack: an analysis that needs it is left out where
+#: there is no attack.
+ATTACK_NEEDS: Final = frozenset({Need.TRIGGER, Need.POISON_RECORD, Need.CLEAN_TWIN})
+
 #: What each kind may ask for. A defense that declares the poison record is refused when loaded.
 ALLOWED_NEEDS: Final[Mapping[Kind, frozenset[Need]]] = {
-    Kind.ATTACK: frozenset({Need.TRAINING_DATA, Need.TRAINING_CONTROL}),
+    # Test data: for attacks on chosen images, which no attacker could choose otherwise; recorded.
+    Kind.ATTACK: frozenset({Need.TRAINING_DATA, Need.TRAINING_CONTROL, Need.TEST_DATA}),
     Kind.DEFENSE: _DEFENDER,
     Kind.DETECTOR: _DEFENDER,
+    Kind.ANALYSIS: _DEFENDER | ATTACK_NEEDS | {Need.TEST_DATA},
     Kind.METRIC: frozenset({Need.PREDICTIONS, Need.BASELINE_PREDICTIONS, Need.POISON_RECORD}),
     Kind.DATASET: frozenset(),
     Kind.MODEL: frozenset(),

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Parser"]
 
-_TABLES: Final = ("data", "model", "train", "attacks", "defenses", "detectors", "metrics")
+_STEPS: Final = ("attacks", "defenses", "detectors", "analyses")
+_TABLES: Final = ("data", "model", "train", *_STEPS, "metrics")
 _NORMALIZATIONS: Final = ("data", "none", "imagenet")
 #: A name becomes a folder's.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -63,9 +64,12 @@ class Parser:
         attacks = self._methods(mapping, "attacks", Kind.ATTACK)
         defenses = self._methods(mapping, "defenses", Kind.DEFENSE)
         detectors = self._methods(mapping, "detectors", Kind.DETECTOR)
+        analyses = self._methods(mapping, "analyses", Kind.ANALYSIS)
         metrics = self._metrics(mapping)
-        if not any(mapping.get(key) for key in ("attacks", "defenses", "detectors")):
-            self._fault("", "nothing to do: name at least one attack, defense or detector")
+        if not any(mapping.get(key) for key in _STEPS):
+            self._fault(
+                "", "nothing to do: name at least one attack, defense, detector or analysis"
+            )
         if self.issues or options is None:
             return None
         return Recipe(
@@ -77,6 +81,7 @@ class Parser:
             attacks=attacks or (MethodChoice(name=NO_ATTACK, config=NoOptions()),),
             defenses=defenses,
             detectors=detectors,
+            analyses=analyses,
             metrics=metrics,
             device=options.device,
             threads=options.threads,

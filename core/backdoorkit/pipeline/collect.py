@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from backdoorkit.pipeline.results import Cell, Cost, Detection, Row, Table
+from backdoorkit.pipeline.results import Cell, Cost, Detection, Finding, Row, Table
 
 if TYPE_CHECKING:
     from backdoorkit.pipeline.plan import Entry
@@ -16,11 +16,14 @@ __all__ = ["collect"]
 def collect(run: Run) -> Table:
     """The table of a run whose steps have all been tried."""
     rows: dict[tuple[str, ...], list[Cell]] = {}
-    detections = []
+    detections, findings = [], []
     columns: dict[str, None] = {}
     for entry in run.plan.entries:
         if entry.detect is not None:
             detections.append(_detection(run, entry))
+            continue
+        if entry.analyze is not None or entry.skipped:
+            findings.append(_finding(run, entry))
             continue
         cell = _cell(run, entry)
         columns.update(dict.fromkeys(cell.metrics))
@@ -33,6 +36,7 @@ def collect(run: Run) -> Table:
             for (data, model, attack, defense), cells in rows.items()
         ),
         detections=tuple(detections),
+        findings=tuple(findings),
     )
 
 
@@ -66,3 +70,22 @@ def _detection(run: Run, entry: Entry) -> Detection:
         return Detection(**names, error=result.error)
     verdict = result.artifact.read_json("verdict.json")
     return Detection(**names, **verdict, oracle=result.artifact.facts.get("oracle", False))
+
+
+def _finding(run: Run, entry: Entry) -> Finding:
+    names: dict[str, Any] = {
+        "data": entry.data,
+        "model": entry.model,
+        "attack": entry.attack,
+        "analysis": entry.defense,
+        "seed": entry.seed,
+    }
+    if entry.analyze is None:
+        return Finding(**names, skipped=entry.skipped)
+    result = run.results[entry.analyze.key]
+    if result.artifact is None:
+        return Finding(**names, error=result.error)
+    found = result.artifact.read_json("values.json")
+    captions = found["captions"]
+    figures = {name: str(result.artifact.file(f"{name}.png")) for name in captions}
+    return Finding(**names, values=found["values"], figures=figures, captions=captions)

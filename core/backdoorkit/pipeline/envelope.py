@@ -10,25 +10,30 @@ import contextlib
 import copy
 import json
 import math
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Final
 
+import attrs
 import torch
 from torch import Tensor, nn
 
-from backdoorkit.contracts import DefenseResult, DetectionResult
+from backdoorkit.contracts import AnalysisResult, DefenseResult, DetectionResult
 from backdoorkit.errors import ContractError
 from backdoorkit.hooks.info import Need
-from backdoorkit.tasks import DefenseTask, DetectionTask
+from backdoorkit.tasks import AnalysisTask, DefenseTask, DetectionTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from backdoorkit.context import Context
-    from backdoorkit.contracts import Defense, Detector
+    from backdoorkit.contracts import Analysis, Defense, Detector
     from backdoorkit.data.images import ImageSet
     from backdoorkit.hooks.info import MethodInfo
 
-__all__ = ["Resources", "run_defense", "run_detector", "seeded"]
+__all__ = ["Resources", "Truth", "run_analysis", "run_defense", "run_detector", "seeded"]
+
+#: A figure's name becomes a file's.
+_FIGURE_NAME: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 class Resources:
@@ -79,6 +84,48 @@ class Resources:
         return given
 
 
+@attrs.frozen(kw_only=True, eq=False)
+class Truth:
+    """What an analysis could be given beyond a defender's resources; None is what nobody has.
+
+    Each is made only where it was declared.
+    """
+
+    #: gives images the trigger, and the labels that the attacker wants
+    plant: Callable[[ImageSet], ImageSet] | None
+    #: uint8, N: kind of each training sample
+    kinds: Callable[[], Tensor | None]
+    clean_twin: Callable[[], nn.Module] | None
+    test: Callable[[], ImageSet]
+
+    def declared(self, info: MethodInfo) -> dict[Need, Any]:
+        """What ``info`` declares of it.
+
+        Raises
+        ------
+        ContractError
+            where the run has not got it.
+
+        """
+        given: dict[Need, Any] = {}
+        if Need.TRIGGER in info.needs:
+            given[Need.TRIGGER] = self.plant
+        if Need.POISON_RECORD in info.needs:
+            given[Need.POISON_RECORD] = self.kinds()
+        if Need.CLEAN_TWIN in info.needs:
+            twin = self.clean_twin
+            given[Need.CLEAN_TWIN] = None if twin is None else _private(twin())
+        if Need.TEST_DATA in info.needs:
+            given[Need.TEST_DATA] = self.test()
+        for need, resource in given.items():
+            if resource is None:
+                raise ContractError(
+                    f"{info.name} needs {need.value!r}, which this run has not got; it is known "
+                    "where the model is trained in the recipe, after an attack"
+                )
+        return given
+
+
 def run_defense(
     defense: Defense[Any], info: MethodInfo, resources: Resources, context: Context
 ) -> DefenseResult:
@@ -120,6 +167,33 @@ def run_detector(
     score: Any = result.score
     if not isinstance(score, int | float) or math.isnan(score):
         raise ContractError(f"{info.name} returned the score {score!r}; it must be a number")
+    return result
+
+
+def run_analysis(
+    analysis: Analysis[Any],
+    info: MethodInfo,
+    resources: Resources,
+    truth: Truth,
+    context: Context,
+) -> AnalysisResult:
+    """Run an analysis inside its envelope and check what it returns."""
+    task = AnalysisTask(
+        method=info.name,
+        num_classes=resources.num_classes,
+        image_shape=resources.image_shape,
+        resources={**resources.declared(info), **truth.declared(info)},
+    )
+    with seeded(context):
+        result = analysis.run(task, context)
+    if not isinstance(result, AnalysisResult):
+        raise ContractError(
+            f"{info.name} must return an AnalysisResult, not {type(result).__name__}"
+        )
+    _check_json(info.name, result.details)
+    _check_tensors(info.name, result.tensors)
+    _check_values(info.name, result.values)
+    _check_figures(info.name, result)
     return result
 
 
@@ -179,3 +253,29 @@ def _check_tensors(name: str, tensors: Mapping[Any, Any]) -> None:
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ContractError(f"{name} returned tensors[{key!r}] of {type(value).__name__}")
+
+
+def _check_values(name: str, values: Mapping[Any, Any]) -> None:
+    for key, value in values.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not isinstance(key, str) or not (value is None or (is_number and math.isfinite(value))):
+            raise ContractError(
+                f"{name} returned values[{key!r}] = {value!r}; it must be a finite number, or None "
+                "where it is undefined"
+            )
+
+
+def _check_figures(name: str, result: AnalysisResult) -> None:
+    figures: Mapping[Any, Any] = result.figures
+    for key, figure in figures.items():
+        if not isinstance(key, str) or not _FIGURE_NAME.fullmatch(key):
+            raise ContractError(
+                f"{name} returned a figure called {key!r}; names are lower-case words joined by '-'"
+            )
+        if not hasattr(figure, "savefig"):
+            raise ContractError(
+                f"{name} returned figures[{key!r}] of {type(figure).__name__}; make it with "
+                "backdoorkit.api.new_figure"
+            )
+    if unknown := sorted(map(str, set(result.captions) - set(result.figures))):
+        raise ContractError(f"{name} returned a caption for {unknown[0]!r}, which is no figure")

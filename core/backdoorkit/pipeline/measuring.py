@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from backdoorkit.pipeline.store import Draft
     from backdoorkit.pipeline.workshop import Workshop
 
-__all__ = ["make_metrics", "make_predictions", "oracle"]
+__all__ = ["make_metrics", "make_predictions", "oracle", "poison_record"]
 
 
 def make_predictions(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _stored_evaluation(workshop: Workshop, step: Step) -> Evaluation:
     return attrs.evolve(
         evaluation,
         baseline=None if baseline is None else _read(workshop, baseline),
-        poison=_poison_record(workshop, step.inputs["victim"]),
+        poison=poison_record(workshop, step.inputs["victim"]),
         outputs=load_file(maker.file("tensors.safetensors")) if kept else {},
         facts=maker.facts,
     )
@@ -104,7 +104,7 @@ def _read(workshop: Workshop, predictions: Step) -> Evaluation:
     return Evaluation.from_tensors(tensors, artifact.facts["evaluation"])
 
 
-def _poison_record(workshop: Workshop, victim: Step) -> PoisonRecord | None:
+def poison_record(workshop: Workshop, victim: Step) -> PoisonRecord | None:
     """Kind of every training sample; None after training elsewhere or on clean data."""
     artifact = workshop.artifact(victim)
     if "poison.safetensors" not in artifact.files:

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 import backdoorkit
+from backdoorkit.hooks.info import ATTACK_NEEDS, Need
 from backdoorkit.hooks.options import option_specs, unstructure
 from backdoorkit.pipeline.keys import content_key
-from backdoorkit.pipeline.recipe import NO_ATTACK
+from backdoorkit.pipeline.recipe import NO_ATTACK, MethodChoice, NoOptions
 from backdoorkit.pipeline.results import NO_DEFENSE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from backdoorkit.hooks.shared_options import TrainOptions
-    from backdoorkit.pipeline.recipe import DataChoice, MethodChoice, ModelChoice, Recipe
+    from backdoorkit.pipeline.recipe import DataChoice, ModelChoice, Recipe
 
 __all__ = ["Entry", "Plan", "Step", "StepKind", "labels", "make_plan"]
 
@@ -37,6 +38,7 @@ class StepKind(enum.StrEnum):
     EVALUATE = "predictions"
     DEFEND = "repaired"
     DETECT = "verdict"
+    ANALYZE = "analysis"
     MEASURE = "metrics"
 
 
@@ -66,9 +68,12 @@ class Entry:
     victim: Step
     #: the step that made the model this entry is about: the victim or a repaired one
     model_step: Step
-    #: None for a detector's entry
+    #: None for the entry of a detector or an analysis
     measure: Step | None = None
     detect: Step | None = None
+    analyze: Step | None = None
+    #: why there is nothing to carry out here; empty otherwise
+    skipped: str = ""
 
 
 @attrs.frozen(kw_only=True)
@@ -180,6 +185,14 @@ class _Builder:
         for choice, label in zip(recipe.detectors, labels(recipe.detectors), strict=True):
             verdict = self._method(StepKind.DETECT, choice, label, victim, data, names)
             yield Entry(**common, defense=label, model_step=victim, detect=verdict)
+        for choice, label in zip(recipe.analyses, labels(recipe.analyses), strict=True):
+            entry = Entry(**common, defense=label, model_step=victim)
+            needed = sorted(choice.method.info.needs & ATTACK_NEEDS)
+            if needed and victim.choices["attack"].name == NO_ATTACK:
+                yield attrs.evolve(entry, skipped=f"it needs an attack ({', '.join(needed)})")
+            else:
+                step = self._analyze(choice, label, victim, data, names)
+                yield attrs.evolve(entry, analyze=step)
 
     # -- one method per kind of step ---------------------------------------------------------------
 
@@ -247,6 +260,36 @@ class _Builder:
             {"method": choice},
             method=self._identity(choice),
         )
+
+    def _analyze(
+        self,
+        choice: MethodChoice,
+        label: str,
+        victim: Step,
+        data: Step,
+        names: Mapping[str, Any],
+    ) -> Step:
+        inputs = {"victim": victim, "data": data}
+        if Need.CLEAN_TWIN in choice.method.info.needs:
+            inputs |= self._twin(victim, data, names)
+        return self._step(
+            StepKind.ANALYZE,
+            f"analyze by {label}, attack {names['attack']}, seed {names['seed']}",
+            victim.seed,
+            inputs,
+            {"method": choice},
+            method=self._identity(choice),
+        )
+
+    def _twin(self, victim: Step, data: Step, names: Mapping[str, Any]) -> dict[str, Step]:
+        """The same training without the attack: the step of the row ``none``, if there is one."""
+        model: ModelChoice = victim.choices["model"]
+        if model.weights is not None:
+            return {}  # a model trained elsewhere has none; the preflight says so
+        nobody = MethodChoice(name=NO_ATTACK, config=NoOptions())
+        names = {**names, "attack": NO_ATTACK}
+        train, seed = victim.choices["train"], victim.seed
+        return {"twin": self._victim(data, model, train, nobody, seed, names)}
 
     def _evaluate(
         self, model: Step, victim: Step, data: Step, what: str, names: Mapping[str, Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from backdoorkit.errors import ContractError, InputError, StructureError
 from backdoorkit.hooks.info import Need
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from backdoorkit.pipeline.workshop import Workshop
 
 __all__ = ["check_methods", "check_weights"]
+
+#: What nobody has of a model that was trained elsewhere.
+_OF_TRAINING: Final = {
+    Need.TRAINING_DATA: "the training data",
+    Need.POISON_RECORD: "the record of who was poisoned",
+    Need.CLEAN_TWIN: "a clean twin",
+}
 
 
 def check_weights(plan: Plan, workshop: Workshop) -> None:
@@ -38,7 +45,7 @@ def check_weights(plan: Plan, workshop: Workshop) -> None:
 
 
 def check_methods(plan: Plan, workshop: Workshop) -> None:
-    """Ask every defense and detector whether it can work on the model it is to get.
+    """Ask every defense, detector and analysis whether it can work on the model it is to get.
 
     Runs on untrained models of the same architectures, before anything is trained. Steps whose
     result is in the store already are not asked.
@@ -58,17 +65,19 @@ def check_methods(plan: Plan, workshop: Workshop) -> None:
 
 def _faults(plan: Plan, workshop: Workshop) -> Iterator[str]:
     asked: set[tuple[str, str]] = set()
-    for step in plan.of_kind(StepKind.DEFEND, StepKind.DETECT):
+    for step in plan.of_kind(StepKind.DEFEND, StepKind.DETECT, StepKind.ANALYZE):
         choice, victim = step.choices["method"], step.inputs["victim"]
         model = victim.choices["model"]
         question = (repr((choice.name, choice.config)), repr((model.name, model.config)))
         if question in asked or workshop.store.get(step.kind.value, step.key) is not None:
             continue
         asked.add(question)
-        if Need.TRAINING_DATA in choice.method.info.needs and model.weights is not None:
+        needs = choice.method.info.needs
+        missing = " and ".join(words for need, words in _OF_TRAINING.items() if need in needs)
+        if missing and model.weights is not None:
             yield (
-                f"{choice.name} needs the training data, and {model.weights.name} was trained "
-                "elsewhere; leave the method out, or train the model in the recipe"
+                f"{choice.name} needs {missing}, and {model.weights.name} was trained elsewhere; "
+                "leave the method out, or train the model in the recipe"
             )
             continue
         yield from _refusal(step, victim, workshop)

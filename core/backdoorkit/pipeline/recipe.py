@@ -194,6 +194,7 @@ class Recipe:
     attacks: tuple[MethodChoice, ...]
     defenses: tuple[MethodChoice, ...] = ()
     detectors: tuple[MethodChoice, ...] = ()
+    analyses: tuple[MethodChoice, ...] = ()
     metrics: tuple[MethodChoice, ...] = ()
     device: str = "auto"
     threads: int | None = None
@@ -253,7 +254,7 @@ class Recipe:
         }
         if self.threads is not None:
             values["threads"] = self.threads
-        for key in ("attacks", "defenses", "detectors", "metrics"):
+        for key in ("attacks", "defenses", "detectors", "analyses", "metrics"):
             if choices := getattr(self, key):
                 values[key] = [choice.to_mapping() for choice in choices]
         return values

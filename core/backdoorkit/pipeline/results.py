@@ -16,7 +16,7 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["NO_DEFENSE", "Cell", "Cost", "Detection", "Row", "Table", "percent"]
+__all__ = ["NO_DEFENSE", "Cell", "Cost", "Detection", "Finding", "Row", "Table", "percent"]
 
 #: Label of the row that shows the model as it was, before any defense.
 NO_DEFENSE = "no defense"
@@ -109,16 +109,40 @@ class Detection:
 
 
 @attrs.frozen(kw_only=True)
+class Finding:
+    """What one analysis found on one victim."""
+
+    data: str
+    model: str
+    attack: str
+    analysis: str
+    seed: int
+    values: Mapping[str, float | None] = attrs.field(factory=dict)
+    #: paths of its figures (PNG) in the store, by name
+    figures: Mapping[str, str] = attrs.field(factory=dict)
+    #: what is to be seen in them, by name
+    captions: Mapping[str, str] = attrs.field(factory=dict)
+    #: why it was not carried out, where that is no failure
+    skipped: str = ""
+    error: str | None = None
+
+
+@attrs.frozen(kw_only=True)
 class Table:
     """All rows of a run, in the order of its recipe."""
 
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     detections: tuple[Detection, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     @property
     def failed(self) -> bool:
-        return any(row.errors for row in self.rows) or any(d.error for d in self.detections)
+        return (
+            any(row.errors for row in self.rows)
+            or any(detection.error for detection in self.detections)
+            or any(finding.error for finding in self.findings)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; the keys are part of the public interface."""
@@ -138,15 +162,17 @@ class Table:
                 for row in self.rows
             ],
             "detections": [attrs.asdict(detection) for detection in self.detections],
+            "analyses": [attrs.asdict(finding) for finding in self.findings],
         }
 
     def to_text(self) -> str:
-        """Aligned plain text, one section for repaired models and one for verdicts."""
+        """Aligned plain text: a section for repaired models, one for verdicts, one per analysis."""
         sections = []
         if self.rows:
             sections.append(_align(self._header(), [self._cells(row) for row in self.rows]))
         if self.detections:
             sections.append(_align(_DETECTION_HEADER, [_verdict(d) for d in self.detections]))
+        sections += [_align(header, body) for header, body in self.findings_grids()]
         if notes := self.footnotes():
             sections.append("\n".join(notes))
         return "\n\n".join(sections)
@@ -154,6 +180,14 @@ class Table:
     def grid(self) -> tuple[list[str], list[list[str]]]:
         """Header and body of the main section as text, for other renderings."""
         return self._header(), [self._cells(row) for row in self.rows]
+
+    def findings_grids(self) -> list[tuple[list[str], list[list[str]]]]:
+        """Header and body, as text, of each analysis that was carried out anywhere."""
+        by_analysis: dict[str, list[Finding]] = {}
+        for finding in self.findings:
+            if not finding.skipped:
+                by_analysis.setdefault(finding.analysis, []).append(finding)
+        return [_findings_grid(findings) for findings in by_analysis.values()]
 
     def _shown(self) -> list[str]:
         """Leave out what is the same in every row, except attack and defense."""
@@ -188,6 +222,11 @@ class Table:
         for d in self.detections:
             if d.error:
                 notes.append(f"failed: {d.attack}, {d.detector}: {d.error}")
+        for f in self.findings:
+            if f.error:
+                notes.append(f"failed: {f.attack}, {f.analysis}: {f.error}")
+            if f.skipped:
+                notes.append(f"skipped: {f.attack}, {f.analysis}: {f.skipped}")
         return list(dict.fromkeys(notes))
 
 
@@ -199,6 +238,7 @@ def percent(share: float | None) -> str:
     return str((Decimal(repr(share)) * 100).quantize(Decimal("0.01"), ROUND_HALF_UP))
 
 
+_TEXT_COLUMNS = ("data", "model", "attack", "defense", "detector", "analysis", "seed", "score")
 _DETECTION_HEADER = ["attack", "detector", "seed", "score", "threshold", "verdict", "target"]
 
 
@@ -215,6 +255,23 @@ def _verdict(detection: Detection) -> list[str]:
     ]
 
 
+def _findings_grid(findings: Sequence[Finding]) -> tuple[list[str], list[list[str]]]:
+    varying = [name for name in ("data", "model") if len({getattr(f, name) for f in findings}) > 1]
+    shown = [*varying, "attack", "analysis", "seed"]
+    columns = list(dict.fromkeys(name for finding in findings for name in finding.values))
+    body = [
+        [str(getattr(finding, name)) for name in shown]
+        + ["failed" if finding.error else _number(finding.values.get(name)) for name in columns]
+        for finding in findings
+    ]
+    return [*shown, *columns], body
+
+
+def _number(value: float | None) -> str:
+    """A number of an analysis with four significant digits; a dash where it is undefined."""
+    return "-" if value is None else f"{value:.4g}"
+
+
 def _with_spread(row: Row, column: str) -> str:
     mean, spread = row.mean(column), row.spread(column)
     return percent(mean) if spread is None else f"{percent(mean)} ± {percent(spread)}"
@@ -222,7 +279,7 @@ def _with_spread(row: Row, column: str) -> str:
 
 def _align(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
-    text_columns = sum(not name.endswith("%") for name in header[:4])
+    text_columns = sum(name in _TEXT_COLUMNS for name in header)
 
     def line(cells: Sequence[str]) -> str:
         padded = (

@@ -13,10 +13,22 @@ from backdoorkit.data.poison import SampleKind, apply_trigger
 from backdoorkit.data.splits import make_splits
 from backdoorkit.data.statistics import channel_statistics
 from backdoorkit.errors import InputError
+from backdoorkit.figures import png_bytes
 from backdoorkit.hooks.options import unstructure
 from backdoorkit.models.checkpoints import load_weights, read_weights
-from backdoorkit.pipeline.envelope import run_defense, run_detector, seeded
-from backdoorkit.pipeline.measuring import make_metrics, make_predictions, oracle
+from backdoorkit.pipeline.envelope import (
+    Truth,
+    run_analysis,
+    run_defense,
+    run_detector,
+    seeded,
+)
+from backdoorkit.pipeline.measuring import (
+    make_metrics,
+    make_predictions,
+    oracle,
+    poison_record,
+)
 from backdoorkit.pipeline.metering import Meter
 from backdoorkit.pipeline.plan import StepKind
 from backdoorkit.pipeline.recipe import NO_ATTACK
@@ -203,7 +215,7 @@ def _samples(
     return samples
 
 
-# -- defenses and detectors ------------------------------------------------------------------------
+# -- defenses, detectors, analyses -----------------------------------------------------------------
 
 
 def _defend(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
@@ -233,6 +245,31 @@ def _detect(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
             "target": result.target,
         },
     )
+    return _method_facts(workshop, choice, context, step, dict(result.details))
+
+
+def _analyze(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
+    choice: MethodChoice = step.choices["method"]
+    victim, twin = step.inputs["victim"], step.inputs.get("twin")
+    context = workshop.context(step, choice.name)
+    analysis = workshop.registry.create(choice.method, choice.config)
+
+    def kinds() -> Tensor | None:
+        record = poison_record(workshop, victim)
+        return None if record is None else record.kinds
+
+    truth = Truth(
+        plant=workshop.plant(victim),
+        kinds=kinds,
+        clean_twin=None if twin is None else lambda: workshop.model(twin, twin),
+        test=lambda: workshop.part(step.inputs["data"], "test"),
+    )
+    result = run_analysis(analysis, choice.method.info, workshop.resources(victim), truth, context)
+    for name, figure in result.figures.items():
+        draft.write_bytes(f"{name}.png", png_bytes(figure))
+    save_tensors(draft, "tensors", result.tensors)
+    captions = {name: result.captions.get(name, "") for name in result.figures}
+    draft.write_json("values.json", {"values": dict(result.values), "captions": captions})
     return _method_facts(workshop, choice, context, step, dict(result.details))
 
 

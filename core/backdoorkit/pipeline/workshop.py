@@ -144,6 +144,20 @@ class Workshop:
         state = load_file(self.artifact(victim).file("trigger.safetensors"))
         return attack.restore({name: value.to(self.device) for name, value in state.items()})
 
+    def plant(self, victim: Step) -> Callable[[ImageSet], ImageSet] | None:
+        """Gives images the victim's trigger and the wanted labels; None without an attack."""
+        trigger = self.trigger(victim)
+        if trigger is None:
+            return None
+
+        def planted(data: ImageSet) -> ImageSet:
+            images = apply_trigger(trigger, data.images, data.labels, data.ids)
+            wanted = self.wanted_labels(victim, data.labels)
+            assert wanted is not None
+            return data.replaced(torch.arange(len(data), device=data.device), images, wanted)
+
+        return planted
+
     def wanted_labels(self, victim: Step, labels: Tensor) -> Tensor | None:
         """The label the attacker wants for each triggered image."""
         attack = self.attack(victim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backdoorkit.pipeline.results import NO_DEFENSE, percent
@@ -35,6 +36,7 @@ def render_report(run: Run, table: Table, record: dict[str, Any]) -> str:
         body=[(cells, _class(row)) for cells, row in zip(body, table.rows, strict=True)],
         footnotes=table.footnotes(),
         detections=table.detections,
+        analyses=list(_analyses(table)),
         scatter=_scatter(table),
         attacks=list(_attacks(run)),
         rules=_rules(table),
@@ -67,6 +69,25 @@ def _scatter(table: Table) -> str | None:
         if (asr := row.mean("ASR")) is not None and (acc := row.mean("ACC")) is not None
     ]
     return scatter(points) if points else None
+
+
+def _analyses(table: Table) -> Iterator[dict[str, Any]]:
+    """Every analysis that was carried out: its numbers, and its figures with their captions."""
+    from backdoorkit.report.pictures import png_file
+
+    for header, body in table.findings_grids():
+        analysis = body[0][header.index("analysis")]
+        figures = [
+            {
+                "picture": png_file(Path(path)),
+                "title": f"{finding.attack}, seed {finding.seed}: {name.replace('-', ' ')}",
+                "caption": finding.captions[name],
+            }
+            for finding in table.findings
+            if finding.analysis == analysis
+            for name, path in finding.figures.items()
+        ]
+        yield {"title": analysis, "header": header, "body": body, "figures": figures}
 
 
 def _attacks(run: Run) -> Iterator[dict[str, Any]]:

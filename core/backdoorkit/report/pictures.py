@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["contact_sheet", "curves", "scatter", "trigger_picture"]
+__all__ = ["contact_sheet", "curves", "png_file", "scatter", "trigger_picture"]
 
 #: pixels on the screen per row of a contact sheet
 _TILE = 64
@@ -60,6 +60,11 @@ def _png(image: NDArray[np.uint8]) -> str:
     stream = io.BytesIO()
     picture.save(stream, format="PNG", optimize=True)
     return _uri("image/png", stream.getvalue())
+
+
+def png_file(path: Path) -> str:
+    """A PNG file as it is."""
+    return _uri("image/png", path.read_bytes())
 
 
 def scatter(points: Sequence[tuple[str, str, float, float]]) -> str:

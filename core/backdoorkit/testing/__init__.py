@@ -23,11 +23,13 @@ from backdoorkit.testing.tiny import (
     tiny_context,
     tiny_images,
     tiny_network,
+    tiny_twin,
     tiny_victim,
 )
 
 if TYPE_CHECKING:
     from backdoorkit.testing.suites import (
+        AnalysisSuite,
         AttackSuite,
         DatasetSuite,
         DefenseSuite,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AnalysisSuite",
     "AttackSuite",
     "CheckOutcome",
     "CheckStatus",
@@ -52,6 +55,7 @@ __all__ = [
     "tiny_context",
     "tiny_images",
     "tiny_network",
+    "tiny_twin",
     "tiny_victim",
 ]
 

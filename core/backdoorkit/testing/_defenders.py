@@ -1,4 +1,4 @@
-"""What defenses and detectors must keep, shown on the tiny victim."""
+"""What defenses, detectors and analyses must keep, shown on the tiny victim."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from backdoorkit.contracts import Defense, DefenseResult, DetectionResult, Detector
+from backdoorkit.contracts import (
+    Analysis,
+    AnalysisResult,
+    Defense,
+    DefenseResult,
+    DetectionResult,
+    Detector,
+)
 from backdoorkit.errors import StructureError
+from backdoorkit.figures import png_bytes
 from backdoorkit.hooks.info import Kind
 from backdoorkit.pipeline import envelope
 from backdoorkit.testing._subject import (
@@ -34,9 +42,13 @@ if TYPE_CHECKING:
 
     from backdoorkit.context import Context
     from backdoorkit.hooks.info import MethodInfo
-    from backdoorkit.tasks import DefenseTask, DetectionTask
+    from backdoorkit.tasks import AnalysisTask, DefenseTask, DetectionTask
 
-__all__ = ["DEFENSE_CHECKS", "DETECTOR_CHECKS"]
+__all__ = ["ANALYSIS_CHECKS", "DEFENSE_CHECKS", "DETECTOR_CHECKS"]
+
+
+#: characters of a column's title
+_LONGEST_NAME: Final = 24
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -70,6 +82,17 @@ def run_detector(
     return envelope.run_detector(watched, info, resources, context), watched.generator_after
 
 
+def run_analysis(
+    analysis: Analysis[Any], info: MethodInfo, context: Context
+) -> tuple[AnalysisResult, Tensor]:
+    """As :func:`run_defense`."""
+    watched = _WatchedAnalysis(analysis)
+    victim = tiny_victim()
+    resources, truth = victim.resources(context.device), victim.truth(context.device)
+    result = envelope.run_analysis(watched, info, resources, truth, context)
+    return result, watched.generator_after
+
+
 class _WatchedDefense(Defense[Any]):
     def __init__(self, inner: Defense[Any]) -> None:
         super().__init__(inner.config)
@@ -94,7 +117,19 @@ class _WatchedDetector(Detector[Any]):
         return result
 
 
-# -- checks of both --------------------------------------------------------------------------------
+class _WatchedAnalysis(Analysis[Any]):
+    def __init__(self, inner: Analysis[Any]) -> None:
+        super().__init__(inner.config)
+        self.inner = inner
+        self.generator_after = torch.empty(0)
+
+    def run(self, task: AnalysisTask, context: Context) -> AnalysisResult:
+        result = self.inner.run(task, context)
+        self.generator_after = torch.get_rng_state()
+        return result
+
+
+# -- checks of all ---------------------------------------------------------------------------------
 
 
 def accepts_the_tiny_victim(subject: Subject) -> None:
@@ -231,6 +266,49 @@ DETECTOR_CHECKS: Final[tuple[Callable[[Subject], None], ...]] = (
 )
 
 
+# -- analyses --------------------------------------------------------------------------------------
+
+
+def finds_something(subject: Subject) -> None:
+    """There are numbers for the table, by names that fit into it."""
+    values = _run(subject).result.values
+    require(bool(values), "it returned no values")
+    long = [name for name in values if not name or len(name) > _LONGEST_NAME]
+    require(not long, f"the value {long[:1]} needs a name of 1 to {_LONGEST_NAME} characters")
+
+
+def figures_can_be_drawn(subject: Subject) -> None:
+    """Every figure becomes a PNG and has a caption."""
+    result: AnalysisResult = _run(subject).result
+    for name, figure in result.figures.items():
+        png_bytes(figure)
+        require(bool(result.captions.get(name)), f"figure {name!r} has no caption")
+
+
+def same_seed_gives_the_same_values(subject: Subject) -> None:
+    """Two runs with one seed agree, whatever was drawn before."""
+    first = dict(_run(subject).result.values)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12345)
+        second = dict(_run(subject, key="a second run").result.values)
+    different = [name for name in first if first[name] != second.get(name)]
+    require(not different, f"values differ between two runs, first in {different[:1]}")
+
+
+ANALYSIS_CHECKS: Final[tuple[Callable[[Subject], None], ...]] = (
+    accepts_the_tiny_victim,
+    runs_with_what_it_declares,
+    finds_something,
+    figures_can_be_drawn,
+    details_are_json,
+    same_seed_gives_the_same_values,
+    accepts_another_seed,
+    leaves_what_is_global_alone,
+    leaves_its_inputs_alone,
+    runs_on_cuda,
+)
+
+
 # -- shared ----------------------------------------------------------------------------------------
 
 
@@ -238,7 +316,7 @@ def _run(subject: Subject, *, seed: int = 0, device: str = "cpu", key: str = "")
     def make() -> _Run:
         method = subject.create()
         context = tiny_context(subject.name, seed=seed, device=device)
-        run = run_defense if subject.kind is Kind.DEFENSE else run_detector
+        run = _RUNNERS[subject.kind]
         before = _inputs()
         with watched_global_state() as changed:
             result, generator_after = run(method, subject.info, context)
@@ -271,6 +349,8 @@ def _inputs() -> Mapping[str, Tensor]:
         "the reserve's labels": victim.reserve.labels.clone(),
         "the training images": victim.poisoned.data.images.clone(),
         "the training labels": victim.poisoned.data.labels.clone(),
+        "the poison record": victim.poisoned.kinds.clone(),
+        "the test images": victim.test.images.clone(),
     }
 
 
@@ -280,3 +360,10 @@ def _logits(model: nn.Module) -> Tensor:
     with torch.inference_mode():
         logits: Tensor = model(images)
     return logits
+
+
+_RUNNERS: Final[Mapping[Kind, Callable[[Any, MethodInfo, Context], tuple[Any, Tensor]]]] = {
+    Kind.DEFENSE: run_defense,
+    Kind.DETECTOR: run_detector,
+    Kind.ANALYSIS: run_analysis,
+}

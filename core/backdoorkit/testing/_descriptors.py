@@ -38,7 +38,7 @@ IMPORT_SECONDS: Final = 0.5
 #: Keys with a meaning of their own in a recipe, and what the run decides for every method.
 RESERVED_OPTIONS: Final = frozenset({"name", "preset", "seed", "device"})
 
-_METHODS_WITH_PAPERS: Final = (Kind.ATTACK, Kind.DEFENSE, Kind.DETECTOR)
+_METHODS_WITH_PAPERS: Final = (Kind.ATTACK, Kind.DEFENSE, Kind.DETECTOR, Kind.ANALYSIS)
 
 
 def is_found_by_its_name(subject: Subject) -> None:
@@ -72,8 +72,10 @@ def is_described(subject: Subject) -> None:
     )
     if subject.kind in _METHODS_WITH_PAPERS:
         require(bool(info.reference), "reference is empty; name authors, title, venue and year")
-        require(info.stage is not None, "stage is missing")
-    if subject.kind in (Kind.DEFENSE, Kind.DETECTOR):
+        # An analysis is made after the fact; it acts nowhere in a model's life.
+        is_placed = info.stage is not None or subject.kind is Kind.ANALYSIS
+        require(is_placed, "stage is missing")
+    if subject.kind in (Kind.DEFENSE, Kind.DETECTOR, Kind.ANALYSIS):
         require(bool(info.needs), "needs are empty; a method that is given nothing can do nothing")
 
 

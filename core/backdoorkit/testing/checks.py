@@ -41,6 +41,7 @@ _BY_KIND: Final[Mapping[Kind, tuple[Check, ...]]] = {
     Kind.ATTACK: _attacks.CHECKS,
     Kind.DEFENSE: _defenders.DEFENSE_CHECKS,
     Kind.DETECTOR: _defenders.DETECTOR_CHECKS,
+    Kind.ANALYSIS: _defenders.ANALYSIS_CHECKS,
     Kind.METRIC: _metrics.CHECKS,
     Kind.DATASET: _datasets.CHECKS,
     Kind.MODEL: _models.CHECKS,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Callable[..., object]")
 
 __all__ = [
+    "AnalysisSuite",
     "AttackSuite",
     "DatasetSuite",
     "DefenseSuite",
@@ -103,6 +104,16 @@ class DetectorSuite(_Suite):
     kind = Kind.DETECTOR
 
     @_contract(Kind.DETECTOR)
+    def test_contract(self, check: Check) -> None:
+        self.run(check)
+
+
+class AnalysisSuite(_Suite):
+    """Checks of an analysis."""
+
+    kind = Kind.ANALYSIS
+
+    @_contract(Kind.ANALYSIS)
     def test_contract(self, check: Check) -> None:
         self.run(check)
 

@@ -21,7 +21,7 @@ from backdoorkit.data.images import ImageSet
 from backdoorkit.data.poison import PoisonedSet, apply_trigger, poison_by_options
 from backdoorkit.hooks.shared_options import PoisonOptions, TrainOptions
 from backdoorkit.models.normalized import NormalizedModel
-from backdoorkit.pipeline.envelope import Resources
+from backdoorkit.pipeline.envelope import Resources, Truth
 
 __all__ = [
     "IMAGE_SHAPE",
@@ -33,6 +33,7 @@ __all__ = [
     "tiny_context",
     "tiny_images",
     "tiny_network",
+    "tiny_twin",
     "tiny_victim",
 ]
 
@@ -159,13 +160,41 @@ class TinyVictim:
             image_shape=IMAGE_SHAPE,
         )
 
+    def truth(self, device: torch.device | str = "cpu") -> Truth:
+        """Everything an analysis could declare a need for, beyond these."""
+        device = torch.device(device)
+        return Truth(
+            plant=self.plant,
+            kinds=lambda: self.poisoned.kinds,
+            clean_twin=lambda: copy.deepcopy(tiny_twin()).to(device),
+            test=lambda: self.test.to(device),
+        )
+
+    def plant(self, data: ImageSet) -> ImageSet:
+        """The images with the trigger, labelled as the target."""
+        images = apply_trigger(PatchTrigger(), data.images, data.labels, data.ids)
+        everywhere = torch.arange(len(data), device=data.device)
+        return data.replaced(everywhere, images, torch.full_like(data.labels, self.target))
+
+
+@functools.cache
+def tiny_twin() -> NormalizedModel:
+    """The victim's clean twin: the same training without the attack; shared as the victim is."""
+    model = tiny_network()
+    tiny_context("tiny").fit(model, _clean_images(), _TRAINING)
+    return model.eval()
+
+
+def _clean_images() -> ImageSet:
+    return tiny_images(512, seed=1)
+
 
 @functools.cache
 def tiny_victim() -> TinyVictim:
     """The victim, trained on the first call: about a second on one core."""
     options = PoisonOptions(poison_rate=0.1)
     trigger = PatchTrigger()
-    poisoned = poison_by_options(tiny_images(512, seed=1), trigger, options, _generator(2))
+    poisoned = poison_by_options(_clean_images(), trigger, options, _generator(2))
     model = tiny_network()
     tiny_context("tiny").fit(model, poisoned.data, _TRAINING)
     test = tiny_images(256, seed=4)
