@@ -314,4 +314,5 @@ _MAKERS: dict[StepKind, Callable[[Workshop, Step, Draft], dict[str, Any]]] = {
     StepKind.DEFEND: _defend,
     StepKind.DETECT: _detect,
     StepKind.MEASURE: make_metrics,
+    StepKind.ANALYZE: _analyze,
 }
