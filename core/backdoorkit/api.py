@@ -6,6 +6,12 @@ does not import torch.
 
 from __future__ import annotations
 
+from backdoorkit._penultimate import (
+    collect_features,
+    predictions_without,
+    refuse_other_head,
+    require_linear_head,
+)
 from backdoorkit._second_gradient import SecondGradient
 from backdoorkit.context import Context
 from backdoorkit.contracts import (
@@ -91,3 +97,7 @@ __all__ = [
     "split_reserve",
     "train_surrogate",
 ]
+    "collect_features",
+    "predictions_without",
+    "refuse_other_head",
+    "require_linear_head",

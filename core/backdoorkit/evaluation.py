@@ -19,7 +19,7 @@ from backdoorkit.data.batches import batches
 from backdoorkit.errors import ContractError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import nn
 
@@ -164,23 +164,29 @@ def _predictions(part: str, tensors: Mapping[str, Tensor]) -> Predictions:
 
 
 def predict(
-    model: nn.Module, data: ImageSet, *, device: torch.device, batch_size: int | None = None
+    model: nn.Module,
+    data: ImageSet,
+    *,
+    device: torch.device,
+    batch_size: int | None = None,
+    change: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Logits (float32, N x K, on ``device``) of every image, in order.
 
     Runs in eval mode and true float32, also where faster arithmetic is the default, so that
     results hardly depend on the hardware or on which images share a batch. ``batch_size`` follows
-    the device and the image size unless given. Every module's mode is restored.
+    the device and the image size unless given. ``change`` is applied to each batch of images
+    (float32 in [0, 1], on ``device``) first. Every module's mode is restored.
     """
     model.to(device)
     data = data.to(device)
     size = _batch_size(data.shape, device) if batch_size is None else batch_size
     with modes_kept(model), torch.inference_mode(), _exact_float32(device):
         model.eval()
-        logits = [
-            model(batch.images.contiguous(memory_format=torch.channels_last)).float()
-            for batch in batches(data, size, device=device)
-        ]
+        logits = []
+        for batch in batches(data, size, device=device):
+            images = batch.images if change is None else change(batch.images)
+            logits.append(model(images.contiguous(memory_format=torch.channels_last)).float())
     if not logits:
         raise InputError("expected at least one image to evaluate, got an empty set")
     return torch.cat(logits)

@@ -200,6 +200,34 @@ def test_a_head_that_is_no_linear_layer_is_refused():
         prune(model=Convolutional())
 
 
+class Tokens(nn.Module):
+    """A linear head on every pixel of two channels, then ``pool``."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.body = nn.Conv2d(1, 2, 3)
+        self.head = nn.Linear(2, CLASSES)
+        self.pool = pool
+
+    def forward(self, images):
+        return self.pool(self.head(self.body(images).flatten(2).transpose(1, 2)))
+
+
+def test_a_head_of_which_only_one_token_counts_is_refused():
+    with pytest.raises(StructureError, match="of its mean input; use another defense"):
+        prune(model=Tokens(lambda logits: logits[:, 0]))
+
+
+def test_a_head_that_is_averaged_over_tokens_is_pruned_as_that_of_their_mean():
+    model = Tokens(lambda logits: logits.mean(dim=1))
+    result = prune(model=copy.deepcopy(model), selection=Selection.FIXED, ratio=0.5)
+    [pruned] = (result.model.head.weight == 0).all(dim=0).nonzero().flatten().tolist()
+    with torch.no_grad():
+        model.body.weight[pruned], model.body.bias[pruned] = 0, 0
+        images = images_of(8).images.float() / 255
+        torch.testing.assert_close(result.model(images), model(images))
+
+
 def test_presets_are_valid_configurations():
     [info] = backdoorkit_defenses()
     presets = {name: structure(info.config, values) for name, values in info.presets.items()}

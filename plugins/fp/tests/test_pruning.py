@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from backdoorkit.api import StructureError
-from backdoorkit.testing import tiny_context, tiny_images, tiny_network
+from backdoorkit.api import collect_features
+from backdoorkit.testing import tiny_context, tiny_images
 from backdoorkit_fp._pruning import (
     accuracy_sweep,
     columns_per_unit,
-    head_inputs,
     levels,
     pruned_columns,
     unit_activations,
@@ -61,7 +60,7 @@ def test_the_sweep_is_what_evaluating_every_level_gives(model):
     data, context = tiny_images(40), tiny_context("fp")
     head = model[-1]
     columns = columns_per_unit(model, head, data, context)
-    features, logits = head_inputs(model, head, data, context)
+    features, logits = collect_features(model, context.structure(model), data, context)
     order = unit_activations(features, columns, "mean")[0].argsort()
     swept = accuracy_sweep(features, logits, data.labels, head.weight, order, columns)
 
@@ -72,29 +71,6 @@ def test_the_sweep_is_what_evaluating_every_level_gives(model):
             pruned[-1].weight[:, pruned_columns(order, count, columns)] = 0
         literal.append(context.accuracy(pruned, data))
     assert swept.tolist() == pytest.approx(literal, abs=1e-5)
-
-
-def test_features_and_logits_belong_together():
-    model, data = tiny_network(), tiny_images(20)
-    head = model.network.head
-    features, logits = head_inputs(model, head, data, tiny_context("fp"))
-    assert features.shape == (20, 32)
-    torch.testing.assert_close(features @ head.weight.T + head.bias, logits)
-    assert not head._forward_pre_hooks
-
-
-def test_tokens_are_refused():
-    class Tokens(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.head = nn.Linear(3, 4)
-
-        def forward(self, images):
-            return self.head(images.flatten(2).transpose(1, 2)).mean(dim=1)
-
-    model = Tokens()
-    with pytest.raises(StructureError, match="N x d"):
-        head_inputs(model, model.head, tiny_images(4), tiny_context("fp"))
 
 
 def test_auto_takes_the_mean_of_features_that_are_never_negative():

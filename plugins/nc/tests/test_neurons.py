@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
-from backdoorkit.api import InputError, StructureError
+from backdoorkit.api import InputError
 from backdoorkit.testing import tiny_context, tiny_victim
 from backdoorkit_nc._neurons import (
     InputFilter,
@@ -14,8 +13,6 @@ from backdoorkit_nc._neurons import (
     fit_filter,
     head_pass,
     other_classes,
-    predictions_without,
-    refuse_other_head,
     units_to_prune,
 )
 
@@ -87,37 +84,6 @@ def test_there_must_be_images_of_other_classes(planted):
 
 
 # -- removing --------------------------------------------------------------------------------------
-
-
-def test_the_sweep_is_what_literal_removal_gives():
-    head = nn.Linear(12, 5)
-    features, units = random(40, 12), torch.tensor([3, 0, 11, 7])
-    with torch.no_grad():
-        logits = head(features)
-        found = predictions_without(features, logits, head.weight, units)
-        assert found.shape == (5, 40)
-        for count in range(5):
-            masked = features.clone()
-            masked[:, units[:count]] = 0
-            assert torch.equal(found[count], head(masked).argmax(dim=1))
-    assert len({tuple(row) for row in found.tolist()}) > 1
-
-
-def test_features_and_logits_are_those_of_the_head():
-    victim, context = tiny_victim(), tiny_context("nc")
-    structure = context.structure(victim.model)
-    features, logits = head_pass(victim.model, structure, victim.reserve, context)
-    head = victim.model.network.head
-    with torch.no_grad():
-        torch.testing.assert_close(head(features), logits, rtol=1e-5, atol=1e-5)
-
-
-def test_logits_that_are_not_the_heads_are_refused():
-    head, features = nn.Linear(4, 3), random(10, 4)
-    logits = head(features).detach()
-    refuse_other_head(features, logits, head)
-    with pytest.raises(StructureError, match="choose repair = 'unlearning'"):
-        refuse_other_head(features, logits.softmax(dim=1), head)
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,17 @@ from backdoorkit.api import (
     Defense,
     DefenseResult,
     InputError,
-    StructureError,
     TrainingHooks,
+    collect_features,
     largest_accepted,
+    refuse_other_head,
+    require_linear_head,
     split_reserve,
 )
 from backdoorkit_fp import FinePruningConfig
 from backdoorkit_fp._pruning import (
     accuracy_sweep,
     columns_per_unit,
-    head_inputs,
     levels,
     pruned_columns,
     unit_activations,
@@ -42,26 +43,22 @@ class FinePruning(Defense[FinePruningConfig]):
     """
 
     def check(self, structure: Structure) -> None:
-        name = structure.require_head("fp")
-        if (kind := structure.layer(name).kind) != "linear":
-            raise StructureError(
-                f"fp prunes the inputs of a linear last layer, but {name!r} of "
-                f"{structure.network} is of kind {kind!r}; use another defense"
-            )
+        require_linear_head(structure, "fp", "use another defense")
 
     def run(self, task: DefenseTask, context: Context) -> DefenseResult:
         if not len(task.clean):
             raise InputError("fp needs clean samples, but the reserve is empty; raise its size")
-        model = task.model
-        name = context.structure(model).require_head("fp")
+        model, structure = task.model, context.structure(task.model)
+        name = structure.require_head("fp")
         head = cast("nn.Linear", model.get_submodule(name))
         held_out = self._held_out(task.clean, context)
         columns = columns_per_unit(model, head, task.clean, context)
-        features, _ = head_inputs(model, head, task.clean, context)
+        features, logits = collect_features(model, structure, task.clean, context)
+        refuse_other_head("fp", features, logits, head, "use another defense")
         activations, statistic = unit_activations(features, columns, self.config.statistic)
         order = activations.argsort(stable=True)
 
-        features, logits = head_inputs(model, head, held_out, context)
+        features, logits = collect_features(model, structure, held_out, context)
         accuracies = accuracy_sweep(features, logits, held_out.labels, head.weight, order, columns)
         count = self._choose(model, head, order, columns, accuracies, context)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from backdoorkit.api import StructureError
+from backdoorkit.api import predictions_without
 
 if TYPE_CHECKING:
     from backdoorkit.api import Context, ImageSet
@@ -16,30 +16,10 @@ if TYPE_CHECKING:
 __all__ = [
     "accuracy_sweep",
     "columns_per_unit",
-    "head_inputs",
     "levels",
     "pruned_columns",
     "unit_activations",
 ]
-
-
-def head_inputs(
-    model: nn.Module, head: nn.Linear, data: ImageSet, context: Context
-) -> tuple[Tensor, Tensor]:
-    """Features (N x d) that enter ``head`` and logits (N x K) of one pass, on the CPU."""
-    inputs: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach().cpu()))
-    try:
-        logits = context.predict(model, data)
-    finally:
-        handle.remove()
-    features = torch.cat(inputs)
-    if features.ndim != 2:
-        raise StructureError(
-            f"fp prunes the features that enter the last linear layer and needs them as N x d, "
-            f"but here they are {' x '.join(map(str, features.shape))}; use another defense"
-        )
-    return features, logits.cpu()
 
 
 def columns_per_unit(model: nn.Module, head: nn.Linear, data: ImageSet, context: Context) -> int:
@@ -91,20 +71,10 @@ def pruned_columns(order: Tensor, count: int, columns: int) -> Tensor:
     return pruned.repeat_interleave(columns)
 
 
-@torch.no_grad()
 def accuracy_sweep(
     features: Tensor, logits: Tensor, labels: Tensor, weight: Tensor, order: Tensor, columns: int
 ) -> Tensor:
-    """Accuracy with the first n units of ``order`` removed, for n = 0, 1, ..., all (float64).
-
-    Removing a unit takes the product of its features with its columns of ``weight`` (K x d) off the
-    logits, so one forward pass serves all levels: they differ by updates of rank ``columns``.
-    """
-    logits, labels = logits.double().clone(), labels.cpu()
-    features = features.double().reshape(len(features), -1, columns)
-    weight = weight.cpu().double().reshape(len(weight), -1, columns)
-    accuracies = [(logits.argmax(dim=1) == labels).double().mean()]
-    for unit in order.tolist():
-        logits -= features[:, unit] @ weight[:, unit].T
-        accuracies.append((logits.argmax(dim=1) == labels).double().mean())
-    return torch.stack(accuracies)
+    """Accuracy with the first n units of ``order`` removed, for n = 0, 1, ..., all (float64)."""
+    labels = labels.cpu()
+    levels = predictions_without(features, logits, weight, order, columns=columns)
+    return torch.stack([(predicted == labels).double().mean() for predicted in levels])

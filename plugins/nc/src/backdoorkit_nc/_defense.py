@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 
-from backdoorkit.api import Defense, DefenseResult, StructureError, split_reserve
+from backdoorkit.api import (
+    Defense,
+    DefenseResult,
+    predictions_without,
+    refuse_other_head,
+    require_linear_head,
+    split_reserve,
+)
 from backdoorkit_nc import RepairConfig
 from backdoorkit_nc._inversion import images_at_once, success_rates
 from backdoorkit_nc._neurons import (
     excitation,
     head_pass,
     other_classes,
-    predictions_without,
-    refuse_other_head,
     units_to_prune,
 )
 from backdoorkit_nc._unlearning import ReversedTriggerUnlearning
@@ -27,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NeuralCleanseRepair"]
 
+_ADVICE: Final = "choose repair = 'unlearning'"
+
 
 class NeuralCleanseRepair(Defense[RepairConfig]):
     """Repairs the flagged classes; a model without any is returned as it came."""
@@ -34,12 +41,7 @@ class NeuralCleanseRepair(Defense[RepairConfig]):
     def check(self, structure: Structure) -> None:
         refuse_few_classes(structure)
         if self.config.repair == "pruning":
-            name = structure.require_head("nc with repair = 'pruning'")
-            if (kind := structure.layer(name).kind) != "linear":
-                raise StructureError(
-                    f"nc prunes the inputs of a linear last layer, but {name!r} of "
-                    f"{structure.network} is of kind {kind!r}; choose repair = 'unlearning'"
-                )
+            require_linear_head(structure, "nc with repair = 'pruning'", _ADVICE)
 
     def run(self, task: DefenseTask, context: Context) -> DefenseResult:
         model, structure = task.model, context.structure(task.model)
@@ -144,14 +146,14 @@ class NeuralCleanseRepair(Defense[RepairConfig]):
         candidates = order[: int(self.config.largest_share * len(order))]
 
         features, logits = head_pass(model, structure, held_out, context)
-        refuse_other_head(features, logits, head)
-        predicted = predictions_without(features, logits, weight, candidates)
+        refuse_other_head("nc", features, logits, head, _ADVICE)
+        predicted = _without(features, logits, weight, candidates)
         accuracies = (predicted == held_out.labels.cpu()).double().mean(dim=1)
         by_label = []
         for label in verdict.flagged:
             others = other_classes(held_out, label)
             features, logits = head_pass(model, structure, others, context, _one(verdict, label))
-            predicted = predictions_without(features, logits, weight, candidates)
+            predicted = _without(features, logits, weight, candidates)
             by_label.append((predicted == label).double().mean(dim=1))
         successes = torch.stack(by_label).amax(dim=0)
 
@@ -173,6 +175,11 @@ class NeuralCleanseRepair(Defense[RepairConfig]):
             "held_out_accuracies": accuracies,
             "held_out_successes": successes,
         }
+
+
+def _without(features: Tensor, logits: Tensor, weight: Tensor, units: Tensor) -> Tensor:
+    """Predicted classes (n + 1, N) with the first 0, 1, ..., n of ``units`` removed."""
+    return torch.stack(list(predictions_without(features, logits, weight, units)))
 
 
 def _one(verdict: Verdict, label: int) -> tuple[Tensor, Tensor]:

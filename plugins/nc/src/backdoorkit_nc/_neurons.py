@@ -9,8 +9,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from backdoorkit.api import InputError, StructureError, batches
-from backdoorkit_nc._inversion import images_at_once, stamp
+from backdoorkit.api import InputError, collect_features
+from backdoorkit_nc._inversion import stamp
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,13 +23,10 @@ __all__ = [
     "fit_filter",
     "head_pass",
     "other_classes",
-    "predictions_without",
-    "refuse_other_head",
     "units_to_prune",
 ]
 
 
-@torch.inference_mode()
 def head_pass(
     model: nn.Module,
     structure: Structure,
@@ -41,15 +38,12 @@ def head_pass(
 
     ``trigger`` is a mask and a pattern that all images are stamped with first.
     """
-    features, logits = [], []
-    for batch in batches(data, images_at_once(data.shape, context.device), device=context.device):
-        images = batch.images
-        if trigger is not None:
-            images = stamp(images, *(part.to(images.device) for part in trigger))
-        entering, leaving = structure.features_and_logits(model, images)
-        features.append(entering.float().cpu())
-        logits.append(leaving.float().cpu())
-    return torch.cat(features), torch.cat(logits)
+    if trigger is None:
+        return collect_features(model, structure, data, context)
+    mask, pattern = (part.to(context.device) for part in trigger)
+    return collect_features(
+        model, structure, data, context, change=lambda images: stamp(images, mask, pattern)
+    )
 
 
 def other_classes(data: ImageSet, label: int) -> ImageSet:
@@ -106,31 +100,6 @@ def fit_filter(
 
 
 # -- removing --------------------------------------------------------------------------------------
-
-
-def predictions_without(features: Tensor, logits: Tensor, weight: Tensor, units: Tensor) -> Tensor:
-    """Predicted classes (n + 1, N) with the first 0, 1, ..., n of ``units`` removed.
-
-    Removing a unit takes the product of its feature with its column of the head's ``weight``
-    (K x d) off the logits, so one forward pass serves all levels.
-    """
-    features, logits, weight = features.double(), logits.double().clone(), weight.double()
-    predicted = [logits.argmax(dim=1)]
-    for unit in units.tolist():
-        logits -= torch.outer(features[:, unit], weight[:, unit])
-        predicted.append(logits.argmax(dim=1))
-    return torch.stack(predicted)
-
-
-def refuse_other_head(features: Tensor, logits: Tensor, head: nn.Linear) -> None:
-    """Raise StructureError where the logits are not ``head`` of the features (pooled since)."""
-    with torch.no_grad():
-        expected = head(features.to(head.weight.device)).cpu()
-    if not torch.allclose(expected, logits, rtol=1e-2, atol=1e-2):
-        raise StructureError(
-            "nc removes units at the last linear layer, but here the logits are not what that "
-            "layer gives of its mean input; choose repair = 'unlearning'"
-        )
 
 
 def units_to_prune(
