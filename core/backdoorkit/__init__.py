@@ -10,6 +10,7 @@ from backdoorkit.hooks.hookspecs import HOOK_API, hookimpl
 from backdoorkit.hooks.info import Kind, MethodInfo, Need, Stage
 from backdoorkit.hooks.options import option
 from backdoorkit.hooks.shared_options import (
+    IndexPolicy,
     LabelMapping,
     PoisonOptions,
     RateBasis,
@@ -20,6 +21,7 @@ from backdoorkit.hooks.surrogate_options import SurrogateOptions
 
 __all__ = [
     "HOOK_API",
+    "IndexPolicy",
     "Kind",
     "LabelMapping",
     "MethodInfo",

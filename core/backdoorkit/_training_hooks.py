@@ -55,6 +55,11 @@ class TrainingHooks:
     #: options of the running :func:`backdoorkit.training.fit`, set by it
     options: TrainOptions = TrainOptions()
 
+    def before_augmentation(self, batch: Batch, epoch: int) -> Batch:
+        """The batch to augment instead of ``batch``; images as stored, in [0, 1]."""
+        del epoch
+        return batch
+
     def transform_batch(self, batch: Batch, epoch: int) -> Batch:
         """The batch to train on instead of ``batch``; after augmentation, images in [0, 1].
 

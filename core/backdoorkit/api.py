@@ -29,10 +29,18 @@ from backdoorkit.contracts import (
     MetricValue,
     Trigger,
 )
+from backdoorkit.control import AttackHooks, PerBatchPoisoning
 from backdoorkit.data.augmentation import Augmentation
 from backdoorkit.data.batches import Batch, batches
 from backdoorkit.data.images import ImageSet
-from backdoorkit.data.poison import PoisonedSet, SampleKind, poison_by_options, quantize
+from backdoorkit.data.poison import (
+    NOT_ATTACKED,
+    PoisonedSet,
+    SampleKind,
+    map_labels,
+    poison_by_options,
+    quantize,
+)
 from backdoorkit.errors import ContractError, InputError, StructureError
 from backdoorkit.evaluation import Evaluation, Predictions
 from backdoorkit.figures import new_figure
@@ -49,11 +57,13 @@ from backdoorkit.tasks import AnalysisTask, DefenseTask, DetectionTask
 from backdoorkit.training import EpochMetrics, TrainingHooks, TrainingSummary
 
 __all__ = [
+    "NOT_ATTACKED",
     "Analysis",
     "AnalysisResult",
     "AnalysisTask",
     "Architecture",
     "Attack",
+    "AttackHooks",
     "Augmentation",
     "Batch",
     "Context",
@@ -74,6 +84,7 @@ __all__ = [
     "MaskedModel",
     "Metric",
     "MetricValue",
+    "PerBatchPoisoning",
     "PoisonedSet",
     "Predictions",
     "PrunableLayer",
@@ -86,18 +97,19 @@ __all__ = [
     "Trigger",
     "batches",
     "by_layer",
+    "collect_features",
     "find_structure",
     "largest_accepted",
+    "map_labels",
     "masked",
     "masked_layers",
     "new_figure",
     "poison_by_options",
+    "predictions_without",
     "prune_by_masks",
     "quantize",
+    "refuse_other_head",
+    "require_linear_head",
     "split_reserve",
     "train_surrogate",
 ]
-    "collect_features",
-    "predictions_without",
-    "refuse_other_head",
-    "require_linear_head",

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sized
-from typing import TYPE_CHECKING, TypeVar
+import time
+from collections.abc import Mapping, Sized
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from backdoorkit import evaluation, training
 from backdoorkit._precision import autocast, resolve_precision
 from backdoorkit._progress import SILENT, Progress
-from backdoorkit.errors import ContractError, OracleNotPermittedError
+from backdoorkit.assets import AssetRecord, AssetShelf, ForgetfulShelf
+from backdoorkit.errors import ContractError, NeedNotDeclaredError, OracleNotPermittedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from torch import Generator, Tensor, nn
+    from torch import Generator, nn
 
     from backdoorkit.data.images import ImageSet
     from backdoorkit.hooks.shared_options import TrainOptions
@@ -49,6 +53,10 @@ class Context:
         Where progress is shown; nowhere by default.
     oracle:
         Test attack success of a model, in [0, 1]; None where the run does not permit it.
+    shelf:
+        Where :meth:`asset` keeps what it made; nowhere by default.
+    test_data:
+        Gives the test images, to an attack that declares ``Need.TEST_DATA``.
 
     """
 
@@ -63,6 +71,8 @@ class Context:
         precision: str = "auto",
         progress: Progress = SILENT,
         oracle: Callable[[nn.Module], float] | None = None,
+        shelf: AssetShelf | None = None,
+        test_data: Callable[[], ImageSet] | None = None,
     ) -> None:
         self.method = method
         self.seed = seed
@@ -79,7 +89,12 @@ class Context:
         self._num_classes = num_classes
         self._progress = progress
         self._oracle = oracle
+        self._shelf = ForgetfulShelf() if shelf is None else shelf
+        self._test_data = test_data
         self._fits = 0
+        #: before the number of a call of ``fit``, while an asset is made
+        self._scope = ""
+        self._assets: list[AssetRecord] = []
 
     def generator(self, purpose: str, device: torch.device | str | None = None) -> Generator:
         """A random generator for ``purpose``, at the start of its stream, on the CPU by default.
@@ -107,7 +122,7 @@ class Context:
         Each call of one context shuffles and augments differently. With ``purpose`` that depends on
         its name instead of the calls before, as what may be taken from a cache must.
         """
-        number: int | str = self._fits
+        number: int | str = f"{self._scope}{self._fits}"
         if purpose is None:
             self._fits += 1
         else:
@@ -126,6 +141,92 @@ class Context:
         )
         self.count(summary.samples_seen, summary.gradient_steps)
         return summary
+
+    def asset(
+        self, name: str, facts: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Tensors that are made once and used again by later runs, on the run's device.
+
+        They are found again by the method and its version, the data, the run's seed, ``name`` and
+        ``facts``; so ``facts`` must hold every option that ``make`` looks at. What it draws, also
+        from torch's global generator, depends on seed, method and name alone, and what it costs is
+        kept apart from the step's cost.
+
+        Parameters
+        ----------
+        name:
+            What it is, such as ``"encoder"``; also shown while it is made.
+        facts:
+            JSON-ready values that decide what comes out.
+        make:
+            Makes the tensors; called where there are none yet.
+
+        """
+        found = self._shelf.load(name, facts)
+        if found is None:
+            found = self._made_asset(name, facts, make)
+        tensors, record = found
+        self._assets.append(record)
+        return {key: value.to(self.device) for key, value in tensors.items()}
+
+    @property
+    def assets(self) -> tuple[AssetRecord, ...]:
+        """The assets that were asked for so far."""
+        return tuple(self._assets)
+
+    def _made_asset(
+        self, name: str, facts: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]
+    ) -> tuple[dict[str, Tensor], AssetRecord]:
+        spent, others = (self.samples_seen, self.gradient_steps), len(self._assets)
+        started = time.perf_counter()
+        self.samples_seen = self.gradient_steps = 0
+        try:
+            with self._inside_asset(name):
+                made = make()
+                # As a file gives them back, so that a second run has the same bits.
+                tensors = {
+                    key: value.detach().cpu().contiguous().clone() for key, value in made.items()
+                }
+            inner = sum(record.seconds for record in self._assets[others:] if not record.reused)
+            record = AssetRecord(
+                name=name,
+                facts=dict(facts),
+                seconds=time.perf_counter() - started - inner,
+                samples_seen=self.samples_seen,
+                gradient_steps=self.gradient_steps,
+            )
+        finally:
+            self.samples_seen, self.gradient_steps = spent
+        self._shelf.save(tensors, record)
+        return tensors, record
+
+    @contextlib.contextmanager
+    def _inside_asset(self, name: str) -> Iterator[None]:
+        """Calls of :meth:`fit` and torch's global generator: what happens inside changes nothing
+        outside, and the other way round.
+        """
+        before = (self._scope, self._fits)
+        self._scope, self._fits = f"{name} ", 0
+        devices = [self.device] if self.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices=devices):
+                torch.manual_seed(self.generator(f"asset {name}").initial_seed())
+                yield
+        finally:
+            self._scope, self._fits = before
+
+    @property
+    def test_data(self) -> ImageSet:
+        """The test images: for attacks on chosen ones, which must declare ``test-data``.
+
+        Raises :class:`backdoorkit.errors.NeedNotDeclaredError` for all others.
+        """
+        if self._test_data is None:
+            raise NeedNotDeclaredError(
+                f"{self.method} asked for test images, which only an attack is given whose needs "
+                "declare them; add Need.TEST_DATA to its MethodInfo"
+            )
+        return self._test_data()
 
     def autocast(self) -> torch.autocast:
         """The run's fast arithmetic, for forward passes of the method's own."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from backdoorkit.context import Context
+    from backdoorkit.control import AttackHooks
     from backdoorkit.data.images import ImageSet
     from backdoorkit.data.poison import PoisonedSet
     from backdoorkit.evaluation import Evaluation
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from backdoorkit.pipeline.plan import Step
     from backdoorkit.pipeline.runner import StepResult
     from backdoorkit.tasks import AnalysisTask, DefenseTask, DetectionTask
-    from backdoorkit.training import TrainingHooks
 
 __all__ = [
     "Analysis",
@@ -92,17 +92,45 @@ class Attack(Method[P]):
 
     @abc.abstractmethod
     def prepare(self, data: ImageSet, context: Context) -> Trigger:
-        """Make the trigger; ``data`` is the attacker's (clean) training set."""
+        """Make the trigger; ``data`` is the attacker's (clean) training set.
+
+        What takes long is made by :meth:`backdoorkit.api.Context.asset`, once for many runs.
+        """
 
     @abc.abstractmethod
     def restore(self, state: Mapping[str, Tensor]) -> Trigger:
         """The trigger again, from what :meth:`Trigger.state` returned."""
 
+    def cover(self, trigger: Trigger, epoch: int | None = None) -> Trigger | None:
+        """What a cover gets, which keeps its true label, in place of the trigger.
+
+        None where this attack has no covers of its own: then those of a source-specific map are
+        triggered images of the classes that are left alone. ``epoch`` is that of a controlled
+        training, where covers may be drawn anew; None for training sets that do not change and for
+        test images.
+        """
+        del trigger, epoch
+        return None
+
+    def wanted_labels(
+        self, trigger: Trigger, labels: Tensor, ids: Tensor, num_classes: int
+    ) -> Tensor:
+        """int64, N: the label that the attacker wants for each *test* image once it is triggered.
+
+        -1 where the image is not attacked; it then counts for no metric of the attack. ``labels``
+        are the true classes and ``ids`` the stable ids in the test split, both int64, N. The
+        default follows the label map.
+        """
+        from backdoorkit.data.poison import map_labels
+
+        del trigger, ids
+        return map_labels(labels, self.config, num_classes)
+
     def poison(self, data: ImageSet, trigger: Trigger, context: Context) -> PoisonedSet:
-        """The training set that the victim gets.
+        """The training set that the victim gets from a data attack.
 
         The default draws ``poison_rate`` of ``rate_basis``, applies the trigger, quantises by
-        rounding and relabels by the label map. Attacks with covers or clean labels override it.
+        rounding and relabels by the label map; then covers, where the options ask for them.
         """
         from backdoorkit.data.poison import poison_by_options
 

@@ -43,7 +43,8 @@ class Predictions:
     labels: Tensor
     #: int64, N: stable ids of the samples, by which evaluations are matched
     ids: Tensor
-    #: int64, N: class that the attacker wants; None on clean images
+    #: int64, N: class that the attacker wants, -1 where it does not attack the image; None on
+    #: clean images
     targets: Tensor | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -72,7 +73,12 @@ class Predictions:
     @property
     def eligible(self) -> Tensor:
         """bool, N: counts for attack success by the default rule (true class is not the target)."""
-        return self.labels != self._wanted()
+        return self.attacked & (self.labels != self._wanted())
+
+    @property
+    def attacked(self) -> Tensor:
+        """bool, N: the attacker wants a label of this image; no others count for the attack."""
+        return self._wanted() >= 0
 
     @property
     def hits(self) -> Tensor:

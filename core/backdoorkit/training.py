@@ -152,7 +152,7 @@ class _Loop:
         correct_total = torch.zeros((), device=self.device)
         images_total = 0
         step = epoch * self.steps_per_epoch
-        for batch in self.batches():
+        for batch in self.batches(epoch):
             transformed = self.hooks.transform_batch(batch, epoch)
             loss, logits = self.step(transformed, epoch, step)
             labels = transformed.labels
@@ -180,22 +180,31 @@ class _Loop:
         seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
         torch.manual_seed(int(seed))
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self, epoch: int) -> Iterator[Batch]:
         options = self.options
         augmentation = Augmentation(
             crop_padding=options.crop_padding, horizontal_flip=options.horizontal_flip
         )
         is_augmented = options.crop_padding > 0 or options.horizontal_flip
-        return batches(
+        # Images stay bytes up to the augmentation, unless a hook wants to see them before.
+        is_early = type(self.hooks).before_augmentation is not TrainingHooks.before_augmentation
+        found = batches(
             self.data,
             options.batch_size,
             generator=self.generators["shuffle"],
-            augmentation=augmentation if is_augmented else None,
+            augmentation=augmentation if is_augmented and not is_early else None,
             augmentation_generator=self.generators["augmentation"],
             device=self.device,
             # Batch norm cannot train on one image; batches of one were asked for by name.
             merge_singleton=options.batch_size > 1,
         )
+        if not is_early:
+            yield from found
+            return
+        for batch in found:
+            changed = self.hooks.before_augmentation(batch, epoch)
+            images = augmentation(changed.images, self.generators["augmentation"])
+            yield attrs.evolve(changed, images=images)
 
     def step(self, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         images = batch.images

@@ -9,10 +9,10 @@ import torch
 from backdoorkit import Kind, Need
 from backdoorkit.api import (
     Attack,
+    AttackHooks,
     InputError,
     PoisonedSet,
     SampleKind,
-    TrainingHooks,
     Trigger,
     poison_by_options,
 )
@@ -142,12 +142,17 @@ class CoversRelabelled(Repoison):
 
 
 class Broken(Good):
-    def control(self, trigger, context):
-        class Hooks(TrainingHooks):
+    def control(self, trigger, data, context):
+        class Hooks(AttackHooks):
             def after_epoch(self, model, epoch, metrics):
                 raise RuntimeError("queue is empty")
 
-        return Hooks()
+        return Hooks(trigger)
+
+
+class Uncontrolled(Good):
+    def control(self, trigger, data, context):
+        return AttackHooks(trigger)
 
 
 FAULTY = [
@@ -165,7 +170,7 @@ FAULTY = [
     (Relabels, "poisoned set is honest"),
     (CoversRelabelled, "poisoned set is honest"),
     (Few, "poisons as many as it says"),
-    (Broken, "control of the training runs"),
+    (Uncontrolled, "control of the training runs"),
 ]
 
 
@@ -209,9 +214,22 @@ def test_an_attack_may_refuse_grey_images(outcomes):
     assert failed(outcomes(Kind.ATTACK, ColourOnly)) == []
 
 
+PER_BATCH = {"index_policy": "per-batch"}
+
+
 def test_attacks_that_control_training_may_poison_later(outcomes):
-    found = outcomes(Kind.ATTACK, Few, needs={Need.TRAINING_CONTROL})
+    found = outcomes(Kind.ATTACK, Few, PER_BATCH, needs={Need.TRAINING_CONTROL})
     assert found["poisons as many as it says"].status is CheckStatus.SKIPPED
+
+
+def test_any_attack_may_poison_batch_by_batch(outcomes):
+    found = outcomes(Kind.ATTACK, Good, PER_BATCH)
+    assert failed(found) == []
+    assert found["control of the training runs"].status is CheckStatus.PASSED
+
+
+def test_hooks_that_fail_fail_their_check(outcomes):
+    assert "control of the training runs" in failed(outcomes(Kind.ATTACK, Broken, PER_BATCH))
 
 
 def test_the_checks_images_are_never_written_to(outcomes):

@@ -121,6 +121,35 @@ class _Overlaid:
 
 
 @attrs.frozen(eq=False)
+class _Extended:
+    """Another source with more images after its own; those are in memory."""
+
+    source: ImageSource
+    #: uint8, M x C x H x W
+    images: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.source.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.source.device
+
+    def __len__(self) -> int:
+        return len(self.source) + len(self.images)
+
+    def fetch(self, positions: Tensor) -> Tensor:
+        count = len(self.source)
+        fetched = self.images.new_empty((len(positions), *self.shape))
+        own = (positions < count).nonzero().flatten()
+        other = (positions >= count).nonzero().flatten()
+        fetched[own] = self.source.fetch(positions[own])
+        fetched[other] = self.images[positions[other] - count]
+        return fetched
+
+
+@attrs.frozen(eq=False)
 class ImageSet:
     """Labelled images; make one with :meth:`from_tensors` or :meth:`from_source`.
 
@@ -273,16 +302,36 @@ class ImageSet:
             int64, n, in [0, K).
 
         """
-        if images.dtype != torch.uint8 or images.shape != (len(positions), *self.shape):
-            raise ContractError(
-                f"expected replacements as uint8 of shape {(len(positions), *self.shape)}, got "
-                f"{images.dtype} of shape {tuple(images.shape)}"
-            )
-        _check_labels(labels, len(positions), self.num_classes)
+        self._check_new(images, labels, len(positions))
         positions, images = positions.to(self.device), images.to(self.device)
         changed = self.labels.clone()
         changed[positions] = labels.to(self.device)
         return attrs.evolve(self, source=self._overlaid(positions, images), labels=changed)
+
+    def extended(self, images: Tensor, labels: Tensor, ids: Tensor) -> ImageSet:
+        """A copy with more samples after its own.
+
+        Parameters
+        ----------
+        images:
+            uint8, n x C x H x W.
+        labels:
+            int64, n, in [0, K).
+        ids:
+            int64, n: of copies, those of their originals.
+
+        """
+        self._check_new(images, labels, len(ids))
+        images = images.to(self.device).contiguous()
+        source: ImageSource
+        if isinstance(self.source, ImagesInMemory):
+            source = ImagesInMemory(torch.cat([self.source.images, images]))
+        else:
+            source = _Extended(self.source, images)
+        labels = torch.cat([self.labels, labels.to(self.device)])
+        return ImageSet(
+            source, labels, torch.cat([self.ids, ids.to(self.device)]), self.class_names
+        )
 
     def to(self, device: torch.device | str) -> ImageSet:
         """The set with its images on ``device``, where they can be there as a whole.
@@ -302,6 +351,14 @@ class ImageSet:
             self.ids.to(device),
             self.class_names,
         )
+
+    def _check_new(self, images: Tensor, labels: Tensor, count: int) -> None:
+        if images.dtype != torch.uint8 or images.shape != (count, *self.shape):
+            raise ContractError(
+                f"expected replacements as uint8 of shape {(count, *self.shape)}, got "
+                f"{images.dtype} of shape {tuple(images.shape)}"
+            )
+        _check_labels(labels, count, self.num_classes)
 
     def _overlaid(self, positions: Tensor, images: Tensor) -> ImageSource:
         if isinstance(self.source, ImagesInMemory):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import ROUND_FLOOR, ROUND_HALF_UP, Decimal
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from backdoorkit.data.images import ImageSet
 
 __all__ = [
+    "NOT_ATTACKED",
+    "Chosen",
     "PoisonedSet",
     "SampleKind",
     "apply_trigger",
+    "check_options",
+    "choose_in_batch",
     "choose_positions",
     "map_labels",
     "poison_by_options",
@@ -29,8 +33,12 @@ __all__ = [
 
 #: images that get their trigger at once at 32 x 32; larger ones in smaller chunks of as many pixels
 CHUNK: Final = 4096
+#: wanted label of an image that the attacker does not attack
+NOT_ATTACKED: Final = -1
 _POOLS: Final = {
     RateBasis.ALL: "samples",
+    RateBasis.APPEND: "samples",
+    RateBasis.SOURCE_CLASSES: "samples of the source classes",
     RateBasis.ALL_WITHIN_TARGET: "samples of the target class",
     RateBasis.TARGET_CLASS: "samples of the target class",
     RateBasis.NON_TARGET: "samples outside the target class",
@@ -82,11 +90,17 @@ def quantize(images: Tensor) -> Tensor:
 
 
 def map_labels(labels: Tensor, options: PoisonOptions, num_classes: int) -> Tensor:
-    """int64, N: the label that the attacker wants for each sample of class ``labels``."""
-    _check_target(options, num_classes)
+    """int64, N: the label that the attacker wants for each sample of class ``labels``.
+
+    ``NOT_ATTACKED`` (-1) where a source-specific map leaves the class alone.
+    """
+    _check_classes(options, num_classes)
     if options.label_map is LabelMapping.ALL_TO_ALL:
         return (labels + 1) % num_classes
-    return torch.full_like(labels, options.target)
+    wanted = torch.full_like(labels, options.target)
+    if options.label_map is LabelMapping.SOURCE_SPECIFIC:
+        return wanted.where(_is_source(labels, options), NOT_ATTACKED)
+    return wanted
 
 
 def choose_positions(
@@ -104,22 +118,48 @@ def choose_positions(
         where that is more than there are candidates, or none although the rate is not 0.
 
     """
-    _check_target(options, num_classes)
-    within_target = labels == options.target
-    match options.rate_basis:
-        case RateBasis.ALL:
-            candidates, basis = torch.ones_like(within_target), len(labels)
-        case RateBasis.ALL_WITHIN_TARGET:
-            candidates, basis = within_target, len(labels)
-        case RateBasis.TARGET_CLASS:
-            candidates, basis = within_target, int(within_target.sum())
-        case RateBasis.NON_TARGET:
-            candidates, basis = ~within_target, int((~within_target).sum())
+    _check_classes(options, num_classes)
+    candidates, basis = _candidates(labels, options), _basis(labels, options)
     available = candidates.nonzero().flatten()
     wanted = _count(options.poison_rate, basis)
-    _check_count(options, wanted, basis, len(available))
-    permutation = torch.randperm(len(available), generator=generator, device=generator.device)
-    return available[permutation[:wanted].to(labels.device)].sort().values
+    _check_count("poison_rate", options, wanted, basis, len(available))
+    return _drawn(available, wanted, generator)
+
+
+def check_options(labels: Tensor, options: PoisonOptions, num_classes: int) -> None:
+    """Refuse, as :func:`choose_positions`, what a training set with ``labels`` does not offer."""
+    choose_positions(labels, options, num_classes, torch.Generator())
+
+
+@attrs.frozen(eq=False)
+class Chosen:
+    """Rows of a batch, of which those count that are ``valid``; their number is known to the host,
+    so that nobody waits for the device.
+    """
+
+    #: int64, n: rows of the batch, all different
+    rows: Tensor
+    #: bool, n
+    valid: Tensor
+
+
+def choose_in_batch(
+    labels: Tensor, options: PoisonOptions, num_classes: int
+) -> tuple[Chosen, Chosen]:
+    """Who of a shuffled batch is poisoned, and who becomes a cover: the first that qualify.
+
+    ``labels`` (int64, B) are the true classes. Counts are rounded down.
+    """
+    _check_classes(options, num_classes)
+    everyone = torch.ones_like(labels, dtype=torch.bool)
+    narrow = options.rate_basis not in (RateBasis.ALL, RateBasis.ALL_WITHIN_TARGET)
+    total = _basis_mask(labels, options).sum() if narrow else None
+    poisoned = _first(_candidates(labels, options), options.poison_rate, total)
+    free = everyone.index_fill(0, poisoned.rows, value=False)
+    # Rows that did not qualify are free again.
+    free = free.index_copy(0, poisoned.rows, ~poisoned.valid)
+    covers = _first(free & _cover_candidates(labels, options), options.cover_rate, total)
+    return poisoned, covers
 
 
 @torch.no_grad()
@@ -154,35 +194,145 @@ def apply_trigger(
 
 
 def poison_by_options(
-    data: ImageSet, trigger: Trigger, options: PoisonOptions, generator: Generator
+    data: ImageSet,
+    trigger: Trigger,
+    options: PoisonOptions,
+    generator: Generator,
+    *,
+    cover: Trigger | None = None,
 ) -> PoisonedSet:
     """Draw samples, give them the trigger and the attacker's label, and record which they are.
 
     With a clean-label basis (``target-class``, ``all-within-target``) the label that an
-    ``all-to-one`` map gives is the one the sample has already. A rate of 0 changes nothing.
+    ``all-to-one`` map gives is the one the sample has already. Rates of 0 change nothing. Whatever
+    the index policy, this is a training set that does not change.
+
+    Parameters
+    ----------
+    cover:
+        What covers get. Default: the trigger, on classes that a source-specific map leaves alone.
 
     Raises
     ------
     InputError
-        as :func:`choose_positions`.
+        as :func:`choose_positions`, for covers too.
 
     """
     positions = choose_positions(data.labels, options, data.num_classes, generator)
+    covers = _choose_covers(data.labels, options, positions, generator)
+    if options.rate_basis is RateBasis.APPEND:
+        return _appended(data, trigger, options, positions)
     kinds = torch.zeros(len(data), dtype=torch.uint8, device=data.device)
-    if len(positions) == 0:
-        return PoisonedSet(data, data.labels, kinds)
-    kinds[positions] = int(SampleKind.POISONED)
-    labels = data.labels[positions]
-    images = apply_trigger(trigger, data.fetch(positions), labels, data.ids[positions])
-    changed = data.replaced(positions, images, map_labels(labels, options, data.num_classes))
+    changed = data
+    if len(positions):
+        kinds[positions] = int(SampleKind.POISONED)
+        wanted = map_labels(data.labels[positions], options, data.num_classes)
+        changed = changed.replaced(positions, _planted(trigger, data, positions), wanted)
+    if len(covers):
+        kinds[covers] = int(SampleKind.COVER)
+        images = _planted(trigger if cover is None else cover, data, covers)
+        changed = changed.replaced(covers, images, data.labels[covers])
     return PoisonedSet(changed, data.labels, kinds)
+
+
+def _appended(
+    data: ImageSet, trigger: Trigger, options: PoisonOptions, positions: Tensor
+) -> PoisonedSet:
+    """All samples as they are, and poisoned copies of those at ``positions`` after them."""
+    kinds = torch.zeros(len(data) + len(positions), dtype=torch.uint8, device=data.device)
+    kinds[len(data) :] = int(SampleKind.POISONED)
+    true_labels = data.labels[positions]
+    wanted = map_labels(true_labels, options, data.num_classes)
+    extended = data.extended(_planted(trigger, data, positions), wanted, data.ids[positions])
+    return PoisonedSet(extended, torch.cat([data.labels, true_labels]), kinds)
+
+
+def _planted(trigger: Trigger, data: ImageSet, positions: Tensor) -> Tensor:
+    """uint8: the images at ``positions`` with the trigger."""
+    labels, ids = data.labels[positions], data.ids[positions]
+    return apply_trigger(trigger, data.fetch(positions), labels, ids)
+
+
+# -- who -------------------------------------------------------------------------------------------
+
+
+def _is_source(labels: Tensor, options: PoisonOptions) -> Tensor:
+    return torch.isin(labels, torch.tensor(options.source_classes, device=labels.device))
+
+
+def _basis_mask(labels: Tensor, options: PoisonOptions) -> Tensor:
+    """bool, N: the samples that ``poison_rate`` is a share of."""
+    match options.rate_basis:
+        case RateBasis.TARGET_CLASS:
+            return labels == options.target
+        case RateBasis.NON_TARGET:
+            return labels != options.target
+        case RateBasis.SOURCE_CLASSES:
+            return _is_source(labels, options)
+    return torch.ones_like(labels, dtype=torch.bool)
+
+
+def _basis(labels: Tensor, options: PoisonOptions) -> int:
+    return int(_basis_mask(labels, options).sum())
+
+
+def _candidates(labels: Tensor, options: PoisonOptions) -> Tensor:
+    """bool, N: the samples that may be poisoned."""
+    if options.rate_basis is RateBasis.ALL_WITHIN_TARGET:
+        return labels == options.target
+    if options.label_map is LabelMapping.SOURCE_SPECIFIC:
+        return _is_source(labels, options)
+    return _basis_mask(labels, options)
+
+
+def _cover_candidates(labels: Tensor, options: PoisonOptions) -> Tensor:
+    """bool, N: the samples that may become covers, where they are not poisoned."""
+    if options.own_covers or options.label_map is not LabelMapping.SOURCE_SPECIFIC:
+        return torch.ones_like(labels, dtype=torch.bool)
+    return ~_is_source(labels, options)
+
+
+def _choose_covers(
+    labels: Tensor, options: PoisonOptions, poisoned: Tensor, generator: Generator
+) -> Tensor:
+    """int64, ascending: who becomes a cover; none of them is poisoned."""
+    if options.cover_rate == 0:
+        return poisoned[:0]
+    candidates = _cover_candidates(labels, options).index_fill(0, poisoned, value=False)
+    available, basis = candidates.nonzero().flatten(), _basis(labels, options)
+    wanted = _count(options.cover_rate, basis)
+    _check_count("cover_rate", options, wanted, basis, len(available))
+    return _drawn(available, wanted, generator)
+
+
+def _drawn(available: Tensor, wanted: int, generator: Generator) -> Tensor:
+    permutation = torch.randperm(len(available), generator=generator, device=generator.device)
+    return available[permutation[:wanted].to(available.device)].sort().values
+
+
+def _first(candidates: Tensor, rate: float, total: Tensor | None) -> Chosen:
+    """The first ``rate`` of a batch, or of ``total`` (a count on the device), that qualify."""
+    size = len(candidates)
+    most = int((Decimal(repr(float(rate))) * size).to_integral_value(ROUND_FLOOR))
+    rows = torch.argsort(~candidates, stable=True)[:most]
+    valid = candidates[rows]
+    if total is not None:
+        # A small addition, since the product of binary numbers may be just below the decimal one.
+        valid &= torch.arange(most, device=rows.device) < torch.floor(total * rate + 1e-6)
+    return Chosen(rows, valid)
 
 
 def _count(rate: float, basis: int) -> int:
     return int((Decimal(repr(float(rate))) * basis).to_integral_value(ROUND_HALF_UP))
 
 
-def _check_target(options: PoisonOptions, num_classes: int) -> None:
+def _check_classes(options: PoisonOptions, num_classes: int) -> None:
+    wrong = [c for c in options.source_classes if c >= num_classes]
+    if wrong:
+        raise InputError(
+            f"source class {wrong[0]} is not a class of this data set; it has {num_classes} "
+            f"classes, 0 to {num_classes - 1}"
+        )
     if options.target >= num_classes:
         raise InputError(
             f"target {options.target} is not a class of this data set; it has {num_classes} "
@@ -190,13 +340,21 @@ def _check_target(options: PoisonOptions, num_classes: int) -> None:
         )
 
 
-def _check_count(options: PoisonOptions, wanted: int, basis: int, available: int) -> None:
-    if options.poison_rate == 0:
+def _check_count(
+    name: str, options: PoisonOptions, wanted: int, basis: int, available: int
+) -> None:
+    rate = getattr(options, name)
+    if rate == 0:
         return
     pool = _POOLS[options.rate_basis]
-    asked = f"poison_rate {options.poison_rate:g} with rate_basis {options.rate_basis.value!r}"
+    asked = f"{name} {rate:g} with rate_basis {options.rate_basis.value!r}"
     if wanted > available:
-        raise InputError(f"{asked} wants {wanted} {pool} and there are {available}; lower the rate")
+        offered = pool if name == "poison_rate" else "samples that may become covers"
+        if options.label_map is LabelMapping.SOURCE_SPECIFIC and name == "poison_rate":
+            offered = _POOLS[RateBasis.SOURCE_CLASSES]
+        raise InputError(
+            f"{asked} wants {wanted} {offered} and there are {available}; lower the rate"
+        )
     if wanted == 0:
         raise InputError(
             f"{asked} is none of {basis} {pool}; raise the rate, or set it to 0 to poison nothing"

@@ -60,7 +60,7 @@ class Need(enum.StrEnum):
     TRIGGER = "trigger"
     #: the model that the same recipe trains on the same data without the attack (analyses only)
     CLEAN_TWIN = "clean-twin"
-    #: test images and their labels (analyses only)
+    #: test images and their labels (analyses; attacks on chosen images)
     TEST_DATA = "test-data"
 
 

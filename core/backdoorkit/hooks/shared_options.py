@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import enum
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import attrs
 
 from backdoorkit.hooks.options import option
 
-__all__ = ["LabelMapping", "PoisonOptions", "RateBasis", "Selection", "TrainOptions"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "IndexPolicy",
+    "LabelMapping",
+    "PoisonOptions",
+    "RateBasis",
+    "Selection",
+    "TrainOptions",
+]
 
 
 class LabelMapping(enum.StrEnum):
@@ -19,6 +29,8 @@ class LabelMapping(enum.StrEnum):
     ALL_TO_ONE = "all-to-one"
     #: class y becomes (y + 1) mod K
     ALL_TO_ALL = "all-to-all"
+    #: only images of ``source_classes`` become ``target``; no others are attacked
+    SOURCE_SPECIFIC = "source-specific"
 
 
 class RateBasis(enum.StrEnum):
@@ -32,6 +44,19 @@ class RateBasis(enum.StrEnum):
     TARGET_CLASS = "target-class"
     #: share of the samples that are not of the target class, drawn from them (ANP's code)
     NON_TARGET = "non-target"
+    #: share of the samples of the source classes, drawn from them
+    SOURCE_CLASSES = "source-classes"
+    #: share of all samples; poisoned copies are added, and the originals stay (ISSBA's code)
+    APPEND = "append"
+
+
+class IndexPolicy(enum.StrEnum):
+    """When it is decided which samples are poisoned."""
+
+    #: once, before the training: a poisoned training set
+    FIXED = "fixed"
+    #: in every step, the first samples of the shuffled batch: the attacker controls the training
+    PER_BATCH = "per-batch"
 
 
 class Selection(enum.StrEnum):
@@ -47,7 +72,11 @@ class Selection(enum.StrEnum):
 
 @attrs.frozen(kw_only=True)
 class PoisonOptions:
-    """Base of the attacks' configurations: who is poisoned, and with which label."""
+    """Base of the attacks' configurations: who is poisoned, when, and with which label."""
+
+    #: whether the attack makes covers of its own sort (:meth:`backdoorkit.api.Attack.cover`);
+    #: otherwise a cover is a triggered image of a class that is not attacked
+    own_covers: ClassVar[bool] = False
 
     poison_rate: float = option(
         0.1, ge=0, le=1, symbol="ρ", help="Share of the rate basis that is poisoned."
@@ -58,7 +87,63 @@ class PoisonOptions:
     label_map: LabelMapping = option(
         LabelMapping.ALL_TO_ONE, help="Which label a triggered image is to get."
     )
-    target: int = option(0, ge=0, symbol="t", help="Target class of the all-to-one map.")
+    target: int = option(
+        0, ge=0, symbol="t", help="Target class of the all-to-one and source-specific maps."
+    )
+    index_policy: IndexPolicy = option(
+        IndexPolicy.FIXED,
+        help="Poisoned samples are drawn once, or anew in every batch, which takes control of the "
+        "training.",
+    )
+    cover_rate: float = option(
+        0.0,
+        ge=0,
+        le=1,
+        help="Share of the rate basis's total that is altered under its true label.",
+    )
+    source_classes: tuple[int, ...] = option(
+        (), ge=0, help="The classes that a source-specific map attacks."
+    )
+
+    @property
+    def controls_training(self) -> bool:
+        """Whether the victim is trained by the attacker, not merely on the attacker's images.
+
+        Attacks whose training is controlled for another reason override it.
+        """
+        return self.index_policy is IndexPolicy.PER_BATCH
+
+    @source_classes.validator
+    def _check_combination(
+        self, _: attrs.Attribute[tuple[int, ...]], sources: tuple[int, ...]
+    ) -> None:
+        """Parts that contradict each other; a derived class may have its own checks as usual."""
+        for fault in _contradictions(self, sources):
+            raise ValueError(fault)
+
+
+def _contradictions(options: PoisonOptions, sources: tuple[int, ...]) -> Iterator[str]:
+    specific = options.label_map is LabelMapping.SOURCE_SPECIFIC
+    basis = options.rate_basis
+    if specific and not sources:
+        yield "label_map 'source-specific' needs source_classes"
+    if sources and not specific:
+        yield f"source_classes go with label_map 'source-specific', not {options.label_map.value!r}"
+    if options.target in sources:
+        yield f"source_classes must not hold the target {options.target}"
+    if len(set(sources)) < len(sources):
+        yield f"source_classes must differ from each other, not {list(sources)}"
+    if basis is RateBasis.SOURCE_CLASSES and not specific:
+        yield "rate_basis 'source-classes' goes with label_map 'source-specific'"
+    if specific and basis in (RateBasis.TARGET_CLASS, RateBasis.ALL_WITHIN_TARGET):
+        yield f"rate_basis {basis.value!r} poisons the target class, which is no source class"
+    if options.cover_rate and not (specific or options.own_covers):
+        yield (
+            "cover_rate goes with label_map 'source-specific': a trigger under the true label "
+            "would undo this attack"
+        )
+    if basis is RateBasis.APPEND and options.index_policy is IndexPolicy.PER_BATCH:
+        yield "rate_basis 'append' makes a training set, so it goes with index_policy 'fixed'"
 
 
 @attrs.frozen(kw_only=True)

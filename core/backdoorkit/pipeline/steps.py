@@ -184,7 +184,8 @@ def _train(
     attack = workshop.attack(step)
     hooks = None
     if attack is not None and trigger is not None:
-        hooks = attack.control(trigger, context)
+        data = workshop.part(step.inputs["data"], "train")
+        hooks = attack.control(trigger, data, context)
     slot = workshop.store.slot(step.kind.value, step.key)
     options: TrainOptions = step.choices["train"]
     with seeded(context):
@@ -313,6 +314,6 @@ _MAKERS: dict[StepKind, Callable[[Workshop, Step, Draft], dict[str, Any]]] = {
     StepKind.EVALUATE: make_predictions,
     StepKind.DEFEND: _defend,
     StepKind.DETECT: _detect,
-    StepKind.MEASURE: make_metrics,
     StepKind.ANALYZE: _analyze,
+    StepKind.MEASURE: make_metrics,
 }

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from backdoorkit.data.poison import SampleKind
 from backdoorkit.errors import BackdoorkitError, InputError
-from backdoorkit.hooks.info import Need
 from backdoorkit.hooks.shared_options import PoisonOptions, RateBasis, TrainOptions
 from backdoorkit.pipeline.envelope import seeded
 from backdoorkit.testing._subject import (
@@ -156,8 +155,8 @@ def poisoned_set_is_honest(subject: Subject) -> None:
 
 def poisons_as_many_as_it_says(subject: Subject) -> None:
     """``poison_rate`` of ``rate_basis`` are poisoned, from where the basis says."""
-    if Need.TRAINING_CONTROL in subject.info.needs:
-        raise CheckSkippedError("it may poison while the victim trains")
+    if subject.config.controls_training:
+        raise CheckSkippedError("it poisons while the victim trains")
     options: PoisonOptions = subject.config
     poisoned = _planted(subject).poisoned
     is_target = poisoned.true_labels == options.target
@@ -201,13 +200,22 @@ def works_in_grey_or_says_why_not(subject: Subject) -> None:
 def control_of_the_training_runs(subject: Subject) -> None:
     """Where it controls the training, an epoch with its hooks runs."""
     planted, context = _planted(subject), tiny_context(subject.name)
-    hooks = planted.attack.control(planted.trigger, context)
+    data = tiny_images(_COUNT)
+    hooks = planted.attack.control(planted.trigger, data, context)
+    controls: bool = subject.config.controls_training
+    require(
+        (hooks is not None) == controls,
+        f"config.controls_training is {controls}, and control() returns {hooks!r}",
+    )
     if hooks is None:
         raise CheckSkippedError("it does not control the training")
     options = TrainOptions(epochs=1, batch_size=64, precision="float32")
     with seeded(context):
-        summary = context.fit(tiny_network(), planted.poisoned.data, options, hooks=hooks)
+        summary = context.fit(tiny_network(), data, options, hooks=hooks)
     require(summary.epochs_run == 1, f"{summary.epochs_run} epochs were run, not 1")
+    images, labels, ids = _samples()
+    triggered = hooks.trigger.apply(images, labels, ids)
+    require(triggered.shape == images.shape, "the trigger after the training gives no images")
 
 
 CHECKS: Final[tuple[Callable[[Subject], None], ...]] = (
