@@ -55,6 +55,7 @@ from backdoorkit.selection import largest_accepted, split_reserve
 from backdoorkit.surrogates import train_surrogate
 from backdoorkit.tasks import AnalysisTask, DefenseTask, DetectionTask
 from backdoorkit.training import EpochMetrics, TrainingHooks, TrainingSummary
+from backdoorkit.unlearning import Unlearned, Unlearning, chance, unlearn
 
 __all__ = [
     "NOT_ATTACKED",
@@ -95,8 +96,11 @@ __all__ = [
     "TrainingHooks",
     "TrainingSummary",
     "Trigger",
+    "Unlearned",
+    "Unlearning",
     "batches",
     "by_layer",
+    "chance",
     "collect_features",
     "find_structure",
     "largest_accepted",
@@ -112,4 +116,5 @@ __all__ = [
     "require_linear_head",
     "split_reserve",
     "train_surrogate",
+    "unlearn",
 ]

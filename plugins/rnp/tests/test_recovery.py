@@ -9,7 +9,7 @@ from backdoorkit.api import find_structure, masked, masked_layers
 from backdoorkit.testing import tiny_context, tiny_images, tiny_network, tiny_victim
 from backdoorkit_rnp import RNPConfig
 from backdoorkit_rnp._recovery import recover
-from backdoorkit_rnp._unlearning import unlearn
+from backdoorkit_rnp._unlearning import unlearn_clean
 
 SHAPE = (3, 16, 16)
 
@@ -24,7 +24,7 @@ def layers_of(model):
 
 def test_only_masks_change_and_accuracy_rises():
     victim, context = tiny_victim(), tiny_context("rnp")
-    model = unlearn(victim.model, victim.reserve, options(), 4, context).model
+    model = unlearn_clean(victim.model, victim.reserve, options(), 4, context).model
     before = {name: value.clone() for name, value in model.state_dict().items()}
     steps = context.gradient_steps
     with masked(model, layers_of(model), batch_statistics=True) as masked_model:

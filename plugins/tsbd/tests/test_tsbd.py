@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-import math
 from statistics import mean
 
 import pytest
@@ -19,6 +18,7 @@ from backdoorkit.api import (
     ImageSet,
     InputError,
     StructureError,
+    chance,
     find_structure,
     poison_by_options,
 )
@@ -38,7 +38,7 @@ from backdoorkit_tsbd._reinitialisation import (
     weight_change,
     zero_weights,
 )
-from backdoorkit_tsbd._unlearning import CleanUnlearning, chance, unlearn
+from backdoorkit_tsbd._unlearning import ascent_options, unlearn_to
 
 SHAPE = (3, 16, 16)
 CONVOLUTIONS = ("network.conv1.weight", "network.conv2.weight")
@@ -86,8 +86,9 @@ def defend(model, clean=None, *, seed=0, oracle=False, **options):
 def success_after_stage_one(seed, orders):
     """Mean attack success over several neuron ratios, for each order of the same neurons."""
     model, context = victim(seed), tiny_context("tsbd", seed=seed)
-    config = TSBDConfig(precision="float32")
-    unlearned = unlearn(model, tiny_images(128, seed=3), config, context).model
+    reserve = tiny_images(128, seed=3)
+    options = ascent_options(TSBDConfig(), 1e-4, 1000)
+    unlearned = unlearn_to(chance(reserve), model, reserve, options, 1.25, context).model
     change = weight_change(
         {name: model.get_parameter(name) for name in CONVOLUTIONS},
         {name: unlearned.get_parameter(name) for name in CONVOLUTIONS},
@@ -169,25 +170,6 @@ def test_unlearning_that_never_reaches_chance_ends_and_says_so(caplog):
 def test_a_constant_rate_stays_constant():
     options = {"unlearning_growth": 1.0, "unlearning_rate": 0.003, "max_epochs": 3, "epochs": 0}
     assert defend(victim(0), **options).details["unlearning_rate"] == pytest.approx(0.003)
-
-
-def test_unlearning_steps_uphill_with_a_rate_that_grows_to_a_ceiling():
-    config = TSBDConfig(unlearning_rate=0.01, unlearning_growth=2.0)
-    hooks = CleanUnlearning(tiny_context("tsbd"), tiny_images(4), config, 0.25)
-    rates = [hooks.learning_rate(epoch) for epoch in (0, 1, 3, 10_000)]
-    assert rates == pytest.approx([0.01, 0.02, 0.08, 1.0])
-
-    class Answer:
-        labels = torch.tensor([0, 1])
-
-    logits = torch.zeros(2, 4)
-    assert float(hooks.loss(logits, Answer(), 3)) == pytest.approx(-8 * math.log(4))
-
-
-def test_chance_is_one_answer_for_everything():
-    data = tiny_images(40)
-    assert chance(data) == 0.25
-    assert chance(data.subset((data.labels != 0).nonzero().flatten()[:7])) == pytest.approx(3 / 7)
 
 
 def test_a_rate_that_makes_weights_infinite_is_refused():

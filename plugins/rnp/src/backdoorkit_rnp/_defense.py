@@ -18,7 +18,7 @@ from backdoorkit.api import (
 )
 from backdoorkit_rnp import RNPConfig
 from backdoorkit_rnp._recovery import recover
-from backdoorkit_rnp._unlearning import majority_label, unlearn
+from backdoorkit_rnp._unlearning import majority_label, unlearn_clean
 
 if TYPE_CHECKING:
     from backdoorkit.api import Context, DefenseTask, ImageSet, Structure
@@ -43,7 +43,7 @@ class RNP(Defense[RNPConfig]):
         layers = masked_layers(context.structure(model), config.units, "rnp")
         reserve, held_out = self._parts(task.clean.to(context.device), context)
 
-        unlearned = unlearn(model, reserve, config, task.num_classes, context)
+        unlearned = unlearn_clean(model, reserve, config, task.num_classes, context)
         label, share = majority_label(context.predict(unlearned.model, reserve))
         with masked(
             unlearned.model, layers, batch_statistics=config.norm_statistics == "batch"

@@ -10,6 +10,7 @@ from backdoorkit.api import (
     Defense,
     DefenseResult,
     InputError,
+    chance,
     largest_accepted,
     split_reserve,
 )
@@ -22,14 +23,14 @@ from backdoorkit_tsbd._reinitialisation import (
     weight_change,
     zero_weights,
 )
-from backdoorkit_tsbd._unlearning import Unlearned, unlearn
+from backdoorkit_tsbd._unlearning import ascent_options, unlearn_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torch import Tensor, nn
 
-    from backdoorkit.api import Context, DefenseTask, ImageSet, Structure
+    from backdoorkit.api import Context, DefenseTask, ImageSet, Structure, Unlearned
 
 __all__ = ["TSBD"]
 
@@ -52,7 +53,10 @@ class TSBD(Defense[TSBDConfig]):
         is_fixed = config.selection is Selection.FIXED
         reserve, held_out = (task.clean, None) if is_fixed else self._parts(task.clean, context)
 
-        unlearned = unlearn(victim, reserve, config, context)
+        options = ascent_options(config, config.unlearning_rate, config.max_epochs)
+        stop = chance(reserve) if config.stop_accuracy is None else config.stop_accuracy
+        growth = config.unlearning_growth
+        unlearned = unlearn_to(stop, victim, reserve, options, growth, context)
         change = weight_change(
             {name: victim.get_parameter(name) for name in names},
             {name: unlearned.model.get_parameter(name) for name in names},
