@@ -115,18 +115,13 @@ class Context:
         *,
         hooks: TrainingHooks | None = None,
         checkpoint: CheckpointSlot | None = None,
-        purpose: str | None = None,
     ) -> TrainingSummary:
         """Train ``model`` in place with :func:`backdoorkit.training.fit`; counts towards the cost.
 
-        Each call of one context shuffles and augments differently. With ``purpose`` that depends on
-        its name instead of the calls before, as what may be taken from a cache must.
+        Each call of one context shuffles and augments differently.
         """
-        number: int | str = f"{self._scope}{self._fits}"
-        if purpose is None:
-            self._fits += 1
-        else:
-            number = purpose
+        number = f"{self._scope}{self._fits}"
+        self._fits += 1
         summary = training.fit(
             model,
             data,
@@ -137,7 +132,7 @@ class Context:
             hooks=hooks,
             progress=self._progress,
             checkpoint=checkpoint,
-            label=f"{self.method}: {purpose or 'training'}",
+            label=f"{self.method}: {self._scope or 'training'}".strip(),
         )
         self.count(summary.samples_seen, summary.gradient_steps)
         return summary
