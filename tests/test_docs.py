@@ -87,15 +87,45 @@ def test_every_check_is_listed(name):
     assert f"| {name} |" in listed or name == "same seed gives the same verdict"
 
 
-# -- options ---------------------------------------------------------------------------------------
+# -- pages made from the registry ------------------------------------------------------------------
 
 
-def test_the_table_of_options_is_up_to_date():
+def load_generate():
     spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
-    written = (DOCS / "methods" / "options.md").read_text(encoding="utf-8")
-    assert written == generate.render(), "run: python docs/generate.py"
+    return generate
+
+
+GENERATE = load_generate()
+
+
+@pytest.mark.parametrize("page", ["options_page", "presets_page", "architectures_page"])
+def test_pages_made_from_the_registry_are_up_to_date(page):
+    path = DOCS / "methods" / f"{page.removesuffix('_page')}.md"
+    written = path.read_text(encoding="utf-8")
+    assert written == getattr(GENERATE, page)(), "run: python docs/generate.py"
+
+
+def test_the_reason_is_told_for_every_preset_that_a_defender_lacks():
+    missing = {
+        (method.name, source)
+        for method in GENERATE.methods(*GENERATE.DEFENDERS)
+        for source in GENERATE.SOURCES
+        if source not in method.info.presets
+    }
+    written = (DOCS / "methods" / "presets.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| (\S+) \| `(\w+)` \| \w.+ \|$", written, re.MULTILINE)
+    assert set(told) == missing
+
+
+def test_a_preset_is_listed_with_what_it_changes_and_only_that():
+    (method,) = (m for m in GENERATE.methods(Kind.DEFENSE) if m.name == "anp")
+    rows = list(GENERATE.preset_table(method))
+    assert rows[0] == "| option | default | `paper` | `official` | `backdoorbench` |"
+    assert "| `project` | `true` | `true` | `false` | `false` |" in rows
+    assert "| `selection` | `clean` | `fixed` | `fixed` | `oracle` |" in rows
+    assert not any(row.startswith("| `epsilon`") for row in rows)
 
 
 # -- the tutorial ----------------------------------------------------------------------------------

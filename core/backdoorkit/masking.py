@@ -65,10 +65,11 @@ def masked_layers(
         wanted = (
             "norm layers with scales" if units == "norm" else "convolutions or hidden linear layers"
         )
-        present = ", ".join(f"{layer.name!r} ({layer.kind})" for layer in structure.prunable)
+        first = {layer.kind: layer.name for layer in reversed(structure.prunable)}
+        present = " and ".join(f"{name!r} ({kind})" for kind, name in sorted(first.items()))
         raise StructureError(
             f"{method} masks the units of {wanted}, and {structure.network} has none: its layers "
-            f"with units are {present or 'none'}; set units = 'auto' or use another method"
+            f"with units are such as {present or 'none'}; set units = 'auto' or use another method"
         )
     return found
 

@@ -283,8 +283,15 @@ def test_a_transformer_is_refused_unless_the_proxy_is_asked_for():
     defense = CLP(CLPConfig())
     with pytest.raises(StructureError, match=r"VisionTransformer .* layer-norm .* proxy = true"):
         defense.check(find_structure(transformer(), SHAPE))
-    with pytest.raises(StructureError, match="nothing to score"):
+    with pytest.raises(StructureError, match=r"needs batch norms .*ln_1': it is a layer-norm"):
         clp(transformer(), pairing="order")
+
+
+def test_pairing_by_order_needs_batch_norms_and_says_so_where_there_is_no_norm():
+    model = Network(lambda m, x: m.conv(x), 12, conv=nn.Conv2d(3, 12, 1))
+    with pytest.raises(StructureError, match=r"\(it has none\); use pairing = 'dataflow'"):
+        clp(model, pairing="order")
+    clp(model)
 
 
 def test_the_proxy_scores_what_writes_to_the_residual_stream_and_says_so():
@@ -336,7 +343,9 @@ def test_a_batch_norm_without_scale_is_pruned_at_the_filters():
 
 def test_a_network_without_convolutions_is_refused():
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
-    with pytest.raises(StructureError, match="no convolution and no norm"):
+    with pytest.raises(
+        StructureError, match=r"Sequential .* \(it has none\); with proxy"
+    ):
         CLP(CLPConfig()).check(find_structure(model, SHAPE))
 
 

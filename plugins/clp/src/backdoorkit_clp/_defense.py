@@ -38,10 +38,17 @@ class CLP(Defense[CLPConfig]):
         if plan.layers:
             return
         reasons = [f"{name!r}: {reason}" for name, reason in plan.skipped.items()]
+        if self.config.pairing == "order":
+            wanted, advice = "batch norms after convolutions", "use pairing = 'dataflow'"
+        else:
+            wanted = "convolutions, best with batch norm"
+            advice = (
+                "with proxy = true it scores rows before layer and group norms, which bounds "
+                "nothing"
+            )
         raise StructureError(
-            f"clp needs convolutions, best with batch norm, and {structure.network} offers "
-            f"nothing to score ({reasons[0] if reasons else 'no convolution and no norm'}); with "
-            "proxy = true it scores rows before layer and group norms, which bounds nothing"
+            f"clp needs {wanted}, and {structure.network} offers nothing to score "
+            f"({reasons[0] if reasons else 'it has none'}); {advice}"
         )
 
     def run(self, task: DefenseTask, context: Context) -> DefenseResult:

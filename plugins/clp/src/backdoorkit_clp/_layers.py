@@ -88,7 +88,8 @@ def _by_order(structure: Structure) -> Plan:
         if layer.kind == "conv":
             last = layer
         elif layer.kind != "batch-norm":
-            continue
+            if layer.is_norm:
+                skipped[layer.name] = f"it is a {layer.kind}"
         elif last is None:
             skipped[layer.name] = "no convolution is registered before it"
         elif not layer.has_statistics:
