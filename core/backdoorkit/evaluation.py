@@ -19,7 +19,7 @@ from backdoorkit.data.batches import batches
 from backdoorkit.errors import ContractError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -46,11 +46,13 @@ class Predictions:
     #: int64, N: class that the attacker wants, -1 where it does not attack the image; None on
     #: clean images
     targets: Tensor | None = None
+    #: int64, N: number of the part of a composed attack that made the image; None otherwise
+    parts: Tensor | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.logits.ndim != 2:
             raise ContractError(f"expected logits N x K, got shape {tuple(self.logits.shape)}")
-        for name in ("labels", "ids", "targets"):
+        for name in ("labels", "ids", "targets", "parts"):
             value = getattr(self, name)
             if value is not None and value.shape != self.logits.shape[:1]:
                 raise ContractError(
@@ -110,8 +112,12 @@ class Evaluation:
     #: all test images as they are
     clean: Predictions
     #: all test images with the trigger, also those of the target class: which of them count is
-    #: each metric's rule
+    #: each metric's rule. Of a composed attack, all images once for each of its parts.
     triggered: Predictions | None = None
+    #: all test images as covers, where the attack makes covers of its own sort
+    covers: Predictions | None = None
+    #: names of the parts of a composed attack
+    part_names: Sequence[str] = ()
     #: name of the label map, such as ``"all-to-one"``
     label_map: str | None = None
     #: the target class of an all-to-one map
@@ -129,7 +135,7 @@ class Evaluation:
 
         Baseline, poison record and outputs are kept where they were made, not here.
         """
-        parts = {"clean": self.clean, "triggered": self.triggered}
+        parts = {"clean": self.clean, "triggered": self.triggered, "covers": self.covers}
         return {
             f"{part}.{name}": value.contiguous()
             for part, predictions in parts.items()
@@ -144,6 +150,7 @@ class Evaluation:
             "num_classes": self.num_classes,
             "label_map": self.label_map,
             "target": self.target,
+            "part_names": list(self.part_names),
             "facts": dict(self.facts),
         }
 
@@ -153,6 +160,7 @@ class Evaluation:
         return cls(
             clean=_predictions("clean", tensors),
             triggered=_predictions("triggered", tensors) if "triggered.logits" in tensors else None,
+            covers=_predictions("covers", tensors) if "covers.logits" in tensors else None,
             **facts,
         )
 
@@ -166,6 +174,7 @@ def _predictions(part: str, tensors: Mapping[str, Tensor]) -> Predictions:
         labels=tensors[f"{part}.labels"],
         ids=tensors[f"{part}.ids"],
         targets=tensors.get(f"{part}.targets"),
+        parts=tensors.get(f"{part}.parts"),
     )
 
 
@@ -212,6 +221,9 @@ def evaluate(
     triggered: ImageSet | None = None,
     *,
     targets: Tensor | None = None,
+    parts: Tensor | None = None,
+    part_names: tuple[str, ...] = (),
+    covers: ImageSet | None = None,
     device: torch.device,
     label_map: str | None = None,
     target: int | None = None,
@@ -221,16 +233,24 @@ def evaluate(
     """Predictions on ``test`` and, where there was an attack, on its ``triggered`` images.
 
     ``triggered`` holds all test images, labelled with their true classes; ``targets`` (int64, N)
-    is the class that the attacker wants of each.
+    is the class that the attacker wants of each. ``parts`` (int64, N) tells which part of a
+    composed attack made an image, ``part_names`` what they are called, and ``covers`` holds images
+    that the attacker altered and that keep their label.
     """
     if (triggered is None) != (targets is None):
         raise ContractError("triggered images and their targets go together; give both or neither")
     return Evaluation(
         num_classes=test.num_classes,
-        clean=_evaluated(model, test, None, device, batch_size),
+        clean=_evaluated(model, test, None, None, device, batch_size),
         triggered=(
-            None if triggered is None else _evaluated(model, triggered, targets, device, batch_size)
+            None
+            if triggered is None
+            else _evaluated(model, triggered, targets, parts, device, batch_size)
         ),
+        covers=(
+            None if covers is None else _evaluated(model, covers, None, None, device, batch_size)
+        ),
+        part_names=part_names,
         label_map=label_map,
         target=target,
         facts={} if facts is None else facts,
@@ -241,6 +261,7 @@ def _evaluated(
     model: nn.Module,
     data: ImageSet,
     targets: Tensor | None,
+    parts: Tensor | None,
     device: torch.device,
     batch_size: int | None,
 ) -> Predictions:
@@ -254,6 +275,7 @@ def _evaluated(
         labels=data.labels.cpu(),
         ids=data.ids.cpu(),
         targets=None if targets is None else targets.cpu(),
+        parts=None if parts is None else parts.cpu(),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from decimal import ROUND_FLOOR, ROUND_HALF_UP, Decimal
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import torch
@@ -29,6 +29,7 @@ __all__ = [
     "map_labels",
     "poison_by_options",
     "quantize",
+    "rescaled",
 ]
 
 #: images that get their trigger at once at 32 x 32; larger ones in smaller chunks of as many pixels
@@ -129,6 +130,27 @@ def choose_positions(
 def check_options(labels: Tensor, options: PoisonOptions, num_classes: int) -> None:
     """Refuse, as :func:`choose_positions`, what a training set with ``labels`` does not offer."""
     choose_positions(labels, options, num_classes, torch.Generator())
+
+
+def rescaled(options: PoisonOptions, labels: Tensor, rest: Tensor) -> PoisonOptions:
+    """``options`` under which a part of a training set is poisoned as often as all of it would be.
+
+    ``labels`` and ``rest`` (int64) are the labels of the whole and of the part.
+
+    Raises
+    ------
+    InputError
+        where the part is too small for that.
+
+    """
+    size, basis = _basis(labels, options), _basis(rest, options)
+    rates: dict[str, Any] = {}
+    for name in ("poison_rate", "cover_rate"):
+        wanted = _count(getattr(options, name), size)
+        if wanted > basis:
+            _check_count(name, options, wanted, size, basis)
+        rates[name] = wanted / basis if wanted else 0.0
+    return attrs.evolve(options, **rates)
 
 
 @attrs.frozen(eq=False)

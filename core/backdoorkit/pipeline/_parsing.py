@@ -16,10 +16,12 @@ from backdoorkit.hooks.options import option_specs, structure
 from backdoorkit.hooks.registry import resolve_config
 from backdoorkit.hooks.shared_options import TrainOptions
 from backdoorkit.pipeline.recipe import (
+    COMPOSED,
     DEFAULT_DATA,
     DEFAULT_MODEL,
     NO_ATTACK,
     STANDARD_METRICS,
+    ComposedChoice,
     DataChoice,
     HereText,
     MethodChoice,
@@ -117,6 +119,8 @@ class Parser:
             return ()
 
         def parse(table: dict[str, Any], path: str) -> MethodChoice | None:
+            if kind is Kind.ATTACK and table.get("name") == COMPOSED:
+                return self._composed(table, path)
             return self._choice(table, path, kind, MethodChoice)
 
         return self._each(value, key, parse)
@@ -215,6 +219,32 @@ class Parser:
         )
         return tuple(choice for choice in choices if choice is not None)
 
+    def _composed(self, table: dict[str, Any], path: str) -> ComposedChoice | None:
+        """Several attacks as one: each poisons samples that the others leave alone."""
+        self._refuse_unknown(table, ("name", "parts"), f"{path}.")
+        value: Any = table.get("parts")
+        if not _is_array_of_tables(value) or len(value) < 2:
+            self._fault(f"{path}.parts", "must be an array of at least two tables, one per attack")
+            return None
+
+        def parse(part: dict[str, Any], where: str) -> MethodChoice | None:
+            if part.get("name") in (NO_ATTACK, COMPOSED):
+                self._fault(
+                    f"{where}.name", f"{part['name']!r} cannot be part of a composed attack"
+                )
+                return None
+            choice = self._choice(part, where, Kind.ATTACK, MethodChoice)
+            if choice is not None and choice.controls_training:
+                self._fault(
+                    where,
+                    f"{choice.name} controls the training here, and only attacks by data can be "
+                    "composed; give it index_policy = 'fixed'",
+                )
+            return choice
+
+        parts = self._each(value, f"{path}.parts", parse)
+        return ComposedChoice(name=COMPOSED, config=NoOptions(), parts=parts)
+
     # -- methods -----------------------------------------------------------------------------------
 
     def _choice(
@@ -276,12 +306,14 @@ class Parser:
             self.issues += error.issues
             return None
 
-    def _refuse_unknown(self, mapping: Mapping[str, Any], known: Sequence[str]) -> None:
+    def _refuse_unknown(
+        self, mapping: Mapping[str, Any], known: Sequence[str], path: str = ""
+    ) -> None:
         for key in mapping:
             if key not in known:
                 close = nearest(key, known)
                 advice = f"did you mean {close!r}?" if close else f"known: {', '.join(known)}"
-                self._fault(key, f"unknown key; {advice}")
+                self._fault(f"{path}{key}", f"unknown key; {advice}")
 
     def _fault(self, path: str, message: str) -> None:
         self.issues.append(Issue(path, message))

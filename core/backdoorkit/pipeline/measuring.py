@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 from backdoorkit.errors import InputError
 from backdoorkit.evaluation import Evaluation, PoisonRecord, evaluate
 from backdoorkit.hooks.info import Need
-from backdoorkit.pipeline.tensors import save_tensors
+from backdoorkit.pipeline.attacks import part_choices
+from backdoorkit.pipeline.poisoning import POISON_FILE
+from backdoorkit.pipeline.tensors import read_tensors, save_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +36,7 @@ def make_predictions(workshop: Workshop, step: Step, draft: Draft) -> dict[str, 
         workshop.model(step.inputs["model"], victim),
         victim,
         workshop.part(step.inputs["data"], "test"),
+        covers=True,
     )
     save_tensors(draft, "predictions", evaluation.to_tensors())
     return {"evaluation": evaluation.to_facts()}
@@ -70,15 +73,25 @@ def oracle(workshop: Workshop, victim: Step) -> Callable[[nn.Module], float]:
     return attack_success
 
 
-def _predict(workshop: Workshop, model: nn.Module, victim: Step, test: ImageSet) -> Evaluation:
-    attack = workshop.attack(victim)
+def _predict(
+    workshop: Workshop, model: nn.Module, victim: Step, test: ImageSet, *, covers: bool = False
+) -> Evaluation:
+    planted = workshop.planted_tests(victim)
+    if planted is None:
+        return evaluate(model, test, device=workshop.device)
+    triggered, cover = planted
+    configs = [part.config for part in part_choices(victim.choices["attack"])]
+    targets, maps = {c.target for c in configs}, {c.label_map.value for c in configs}
     return evaluate(
         model,
         test,
-        workshop.triggered_test(victim),
-        targets=workshop.wanted_labels(victim, test.labels),
-        target=None if attack is None else attack.config.target,
-        label_map=None if attack is None else attack.config.label_map.value,
+        triggered.images,
+        targets=triggered.targets,
+        parts=triggered.parts if len(triggered.names) > 1 else None,
+        part_names=triggered.names if len(triggered.names) > 1 else (),
+        covers=None if cover is None or not covers else cover.images,
+        target=targets.pop() if len(targets) == 1 else None,
+        label_map=maps.pop() if len(maps) == 1 else None,
         device=workshop.device,
     )
 
@@ -92,7 +105,7 @@ def _stored_evaluation(workshop: Workshop, step: Step) -> Evaluation:
     return attrs.evolve(
         evaluation,
         baseline=None if baseline is None else _read(workshop, baseline),
-        poison=poison_record(workshop, step.inputs["victim"]),
+        poison=poison_record(workshop, step.inputs["victim"], step.inputs.get("frozen")),
         outputs=load_file(maker.file("tensors.safetensors")) if kept else {},
         facts=maker.facts,
     )
@@ -104,14 +117,17 @@ def _read(workshop: Workshop, predictions: Step) -> Evaluation:
     return Evaluation.from_tensors(tensors, artifact.facts["evaluation"])
 
 
-def poison_record(workshop: Workshop, victim: Step) -> PoisonRecord | None:
+def poison_record(
+    workshop: Workshop, victim: Step, frozen: Step | None = None
+) -> PoisonRecord | None:
     """Kind of every training sample; None after training elsewhere or on clean data."""
-    artifact = workshop.artifact(victim)
-    if "poison.safetensors" not in artifact.files:
+    poison = workshop.poison(victim, frozen)
+    if poison is None:
         return None
-    altered = load_file(artifact.file("poison.safetensors"))
-    size = workshop.artifact(victim.inputs["data"]).facts["sizes"]["train"]
-    kinds = torch.zeros(size, dtype=torch.uint8)
+    altered = read_tensors(poison.file(POISON_FILE), ("positions", "kinds"))
+    size: int = workshop.artifact(victim.inputs["data"]).facts["sizes"]["train"]
+    added = int((altered["positions"] >= size).sum())
+    kinds = torch.zeros(size + added, dtype=torch.uint8)
     kinds[altered["positions"]] = altered["kinds"]
     return PoisonRecord(kinds=kinds)
 

@@ -17,7 +17,13 @@ import backdoorkit
 from backdoorkit.hooks.info import ATTACK_NEEDS, Need
 from backdoorkit.hooks.options import option_specs, unstructure
 from backdoorkit.pipeline.keys import content_key
-from backdoorkit.pipeline.recipe import NO_ATTACK, MethodChoice, NoOptions
+from backdoorkit.pipeline.recipe import (
+    COMPOSED,
+    NO_ATTACK,
+    ComposedChoice,
+    MethodChoice,
+    NoOptions,
+)
 from backdoorkit.pipeline.results import NO_DEFENSE
 
 if TYPE_CHECKING:
@@ -35,6 +41,8 @@ class StepKind(enum.StrEnum):
     DATA = "data"
     POISON = "poison"
     VICTIM = "victim"
+    #: a poisoned training set after the fact, of an attack that controlled the training
+    FREEZE = "frozen"
     EVALUATE = "predictions"
     DEFEND = "repaired"
     DETECT = "verdict"
@@ -89,7 +97,7 @@ class Plan:
 
 def labels(choices: Sequence[MethodChoice]) -> list[str]:
     """Names for the table: options are added only where the name alone would not tell."""
-    names = [choice.name for choice in choices]
+    names = [choice.title for choice in choices]
     return [
         name if names.count(name) == 1 else f"{name} ({_distinguishing(choice, choices)})"
         for name, choice in zip(names, choices, strict=True)
@@ -97,6 +105,11 @@ def labels(choices: Sequence[MethodChoice]) -> list[str]:
 
 
 def _distinguishing(choice: MethodChoice, choices: Sequence[MethodChoice]) -> str:
+    if isinstance(choice, ComposedChoice):
+        alike = [c for c in choices if isinstance(c, ComposedChoice) and c.title == choice.title]
+        columns = zip(*(other.parts for other in alike), strict=True)
+        found = [_distinguishing(p, c) for p, c in zip(choice.parts, columns, strict=True)]
+        return "; ".join(f for f in found if f != "repeated") or "repeated"
     same = [other.config for other in choices if other.name == choice.name]
     varying = [
         spec.name
@@ -175,12 +188,12 @@ class _Builder:
         recipe = self._recipe
         common = {**names, "victim": victim}
         baseline = self._evaluate(victim, victim, data, "victim", names)
-        measure = self._measure(baseline, None, victim, names)
+        measure = self._measure(baseline, None, victim, data, names)
         yield Entry(**common, defense=NO_DEFENSE, model_step=victim, measure=measure)
         for choice, label in zip(recipe.defenses, labels(recipe.defenses), strict=True):
             repaired = self._method(StepKind.DEFEND, choice, label, victim, data, names)
             predictions = self._evaluate(repaired, victim, data, label, names)
-            measure = self._measure(predictions, baseline, victim, names)
+            measure = self._measure(predictions, baseline, victim, data, names)
             yield Entry(**common, defense=label, model_step=repaired, measure=measure)
         for choice, label in zip(recipe.detectors, labels(recipe.detectors), strict=True):
             verdict = self._method(StepKind.DETECT, choice, label, victim, data, names)
@@ -230,9 +243,10 @@ class _Builder:
             return self._step(StepKind.VICTIM, label, seed, {"data": data}, choices, **facts)
         inputs = {"data": data}
         if not clean:
+            verb = "prepare control on" if attack.controls_training else "poison"
             inputs["poison"] = self._step(
                 StepKind.POISON,
-                f"poison {names['data']} by {names['attack']}, seed {seed}",
+                f"{verb} {names['data']} by {names['attack']}, seed {seed}",
                 seed,
                 {"data": data},
                 {"attack": attack},
@@ -252,11 +266,14 @@ class _Builder:
         names: Mapping[str, Any],
     ) -> Step:
         verb = "defend by" if kind is StepKind.DEFEND else "detect by"
+        inputs = {"victim": victim, "data": data}
+        if Need.TRAINING_DATA in choice.method.info.needs:
+            inputs |= self._frozen(victim, data, names)
         return self._step(
             kind,
             f"{verb} {label}, attack {names['attack']}, seed {names['seed']}",
             victim.seed,
-            {"victim": victim, "data": data},
+            inputs,
             {"method": choice},
             method=self._identity(choice),
         )
@@ -270,6 +287,8 @@ class _Builder:
         names: Mapping[str, Any],
     ) -> Step:
         inputs = {"victim": victim, "data": data}
+        if choice.method.info.needs & {Need.TRAINING_DATA, Need.POISON_RECORD}:
+            inputs |= self._frozen(victim, data, names)
         if Need.CLEAN_TWIN in choice.method.info.needs:
             inputs |= self._twin(victim, data, names)
         return self._step(
@@ -280,6 +299,21 @@ class _Builder:
             {"method": choice},
             method=self._identity(choice),
         )
+
+    def _frozen(self, victim: Step, data: Step, names: Mapping[str, Any]) -> dict[str, Step]:
+        """What an attack that controlled the training shows to those who look at data."""
+        attack: MethodChoice = victim.choices["attack"]
+        if not attack.controls_training or victim.choices["model"].weights is not None:
+            return {}
+        step = self._step(
+            StepKind.FREEZE,
+            f"freeze {names['attack']} on {names['data']}, seed {names['seed']}",
+            victim.seed,
+            {"victim": victim, "data": data},
+            {"attack": attack},
+            method=self._identity(attack),
+        )
+        return {"frozen": step}
 
     def _twin(self, victim: Step, data: Step, names: Mapping[str, Any]) -> dict[str, Step]:
         """The same training without the attack: the step of the row ``none``, if there is one."""
@@ -303,18 +337,26 @@ class _Builder:
         )
 
     def _measure(
-        self, predictions: Step, baseline: Step | None, victim: Step, names: Mapping[str, Any]
+        self,
+        predictions: Step,
+        baseline: Step | None,
+        victim: Step,
+        data: Step,
+        names: Mapping[str, Any],
     ) -> Step:
         inputs = {"predictions": predictions, "victim": victim}
         if baseline is not None:
             inputs["baseline"] = baseline
+        metrics = self._recipe.metrics
+        if any(Need.POISON_RECORD in metric.method.info.needs for metric in metrics):
+            inputs |= self._frozen(victim, data, names)
         return self._step(
             StepKind.MEASURE,
             f"measure, attack {names['attack']}, seed {names['seed']}",
             victim.seed,
             inputs,
-            {"metrics": self._recipe.metrics},
-            metrics=[self._identity(metric) for metric in self._recipe.metrics],
+            {"metrics": metrics},
+            metrics=[self._identity(metric) for metric in metrics],
         )
 
     def _identity(self, choice: MethodChoice) -> dict[str, Any]:
@@ -322,6 +364,8 @@ class _Builder:
 
         A file that an option names counts with its content: edited, it is another file.
         """
+        if isinstance(choice, ComposedChoice):
+            return {"name": COMPOSED, "parts": [self._identity(part) for part in choice.parts]}
         values = {
             field.name: getattr(choice.config, field.name)
             for field in attrs.fields(type(choice.config))

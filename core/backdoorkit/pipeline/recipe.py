@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from backdoorkit.hooks.shared_options import TrainOptions
 
 __all__ = [
+    "COMPOSED",
     "DEFAULT_DATA",
     "DEFAULT_MODEL",
     "NO_ATTACK",
     "STANDARD_METRICS",
+    "ComposedChoice",
     "DataChoice",
     "HereText",
     "MethodChoice",
@@ -42,6 +44,8 @@ __all__ = [
 
 #: Name that stands for "no attack": the same model trained on clean data.
 NO_ATTACK: Final = "none"
+#: Name that stands for several attacks on one victim.
+COMPOSED: Final = "composed"
 DEFAULT_DATA: Final = "digits"
 DEFAULT_MODEL: Final = "small-cnn"
 #: Measured where a recipe names no metrics.
@@ -103,9 +107,33 @@ class MethodChoice:
             raise ContractError(f"{self.name!r} stands for no method at all")
         return self._method
 
+    @property
+    def title(self) -> str:
+        """What the table calls it, as long as that tells it from the others."""
+        return self.name
+
+    @property
+    def controls_training(self) -> bool:
+        """Whether it is an attack that trains the victim itself."""
+        return bool(getattr(self.config, "controls_training", False))
+
     def to_mapping(self) -> dict[str, Any]:
         """Its table in the recipe."""
         return {"name": self.name, **unstructure(self.config)}
+
+
+@attrs.frozen(kw_only=True)
+class ComposedChoice(MethodChoice):
+    """Several attacks on one victim, which poison one after the other."""
+
+    parts: tuple[MethodChoice, ...]
+
+    @property
+    def title(self) -> str:
+        return " + ".join(part.title for part in self.parts)
+
+    def to_mapping(self) -> dict[str, Any]:
+        return {"name": self.name, "parts": [part.to_mapping() for part in self.parts]}
 
 
 @attrs.frozen(kw_only=True)

@@ -6,28 +6,36 @@ from was made a moment ago or last month.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors.torch import load_file
 
 from backdoorkit.context import Context
-from backdoorkit.data.poison import apply_trigger, map_labels
 from backdoorkit.errors import ContractError
 from backdoorkit.models.checkpoints import load_weights
 from backdoorkit.models.normalized import NormalizedModel
+from backdoorkit.pipeline.attacks import (
+    attack_parts,
+    plant_covers,
+    plant_triggers,
+    plant_wanted,
+    restored_triggers,
+)
 from backdoorkit.pipeline.envelope import Resources, seeded
+from backdoorkit.pipeline.poisoning import POISON_FILE
 from backdoorkit.pipeline.recipe import NO_ATTACK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor
+    import torch
 
+    from backdoorkit.assets import AssetShelf
     from backdoorkit.context import Progress
-    from backdoorkit.contracts import Attack, Trigger
+    from backdoorkit.contracts import Trigger
     from backdoorkit.data.images import ImageSet
     from backdoorkit.hooks.registry import Registry
+    from backdoorkit.pipeline.attacks import Part, Planted
     from backdoorkit.pipeline.plan import Step
     from backdoorkit.pipeline.recipe import DataChoice, MethodChoice, ModelChoice
     from backdoorkit.pipeline.store import Artifact, Store
@@ -53,7 +61,7 @@ class Workshop:
         self.progress = progress
         self._oracle_permitted = oracle
         self._images: dict[tuple[str, str], ImageSet] = {}
-        self._triggered: tuple[str, ImageSet] | None = None
+        self._planted: tuple[str, Planted, Planted | None] | None = None
 
     def artifact(self, step: Step) -> Artifact:
         """What a step made.
@@ -72,7 +80,13 @@ class Workshop:
         return found
 
     def context(
-        self, step: Step, method: str, oracle: Callable[[torch.nn.Module], float] | None = None
+        self,
+        step: Step,
+        method: str,
+        oracle: Callable[[torch.nn.Module], float] | None = None,
+        *,
+        shelf: AssetShelf | None = None,
+        test_data: Callable[[], ImageSet] | None = None,
     ) -> Context:
         """A fresh context for one method in one step."""
         data = step.inputs.get("data")
@@ -85,6 +99,8 @@ class Workshop:
             num_classes=len(facts["class_names"]) if facts else None,
             progress=self.progress,
             oracle=oracle if self._oracle_permitted else None,
+            shelf=shelf,
+            test_data=test_data,
         )
 
     # -- images ------------------------------------------------------------------------------------
@@ -106,62 +122,59 @@ class Workshop:
         whole = self.whole(data.choices["data"], "test" if part == "test" else "train")
         return whole.subset(positions.to(whole.device))
 
-    def training_data(self, victim: Step) -> ImageSet:
+    def poison(self, victim: Step, frozen: Step | None = None) -> Artifact | None:
+        """Where it is recorded what was done to which training sample; None where nothing was.
+
+        ``frozen`` is the step that froze an attack which controlled the training.
+        """
+        maker = victim.inputs.get("poison") if frozen is None else frozen
+        if maker is None:
+            return None
+        artifact = self.artifact(maker)
+        return artifact if POISON_FILE in artifact.files else None
+
+    def training_data(self, victim: Step, frozen: Step | None = None) -> ImageSet:
         """The training set as the victim saw it: nothing in it tells what is poisoned."""
         clean = self.part(victim.inputs["data"], "train")
-        if "poison" not in victim.inputs:
+        poison = self.poison(victim, frozen)
+        if poison is None:
             return clean
-        stored = load_file(self.artifact(victim.inputs["poison"]).file("poison.safetensors"))
-        moved = {name: stored[name].to(clean.device) for name in ("positions", "images", "labels")}
-        return clean.replaced(moved["positions"], moved["images"], moved["labels"])
+        stored = load_file(poison.file(POISON_FILE))
+        positions, images, labels = (stored[name] for name in ("positions", "images", "labels"))
+        inside, added = positions < len(clean), positions >= len(clean)
+        data = clean.replaced(positions[inside], images[inside], labels[inside])
+        if not bool(added.any()):
+            return data
+        return data.extended(images[added], labels[added], stored["ids"][added])
 
-    def triggered_test(self, victim: Step) -> ImageSet | None:
-        """All test images with the trigger, their labels unchanged; None without an attack."""
-        trigger = self.trigger(victim)
-        if trigger is None:
-            return None
-        if self._triggered is None or self._triggered[0] != victim.key:
-            test = self.part(victim.inputs["data"], "test")
-            images = apply_trigger(trigger, test.images, test.labels, test.ids)
-            everywhere = torch.arange(len(test), device=test.device)
-            self._triggered = (victim.key, test.replaced(everywhere, images, test.labels))
-        return self._triggered[1]
-
-    # -- attack and model --------------------------------------------------------------------------
-
-    def attack(self, victim: Step) -> Attack[Any] | None:
-        choice: MethodChoice = victim.choices["attack"]
-        if choice.name == NO_ATTACK:
-            return None
-        attack: Attack[Any] = self.registry.create(choice.method, choice.config)
-        return attack
-
-    def trigger(self, victim: Step) -> Trigger | None:
-        """The victim's trigger, from the tensors stored with it."""
+    def planted_tests(self, victim: Step) -> tuple[Planted, Planted | None] | None:
+        """Test images with the trigger, and as covers where there are any; None without attack."""
         attack = self.attack(victim)
         if attack is None:
             return None
+        if self._planted is None or self._planted[0] != victim.key:
+            test = self.part(victim.inputs["data"], "test")
+            self._planted = (victim.key, plant_triggers(*attack, test), plant_covers(*attack, test))
+        return self._planted[1:]
+
+    # -- attack and model --------------------------------------------------------------------------
+
+    def attack(self, victim: Step) -> tuple[tuple[Part, ...], tuple[Trigger, ...]] | None:
+        """The victim's attack, in its parts, with the triggers from the tensors stored with it."""
+        choice: MethodChoice = victim.choices["attack"]
+        if choice.name == NO_ATTACK:
+            return None
+        parts = attack_parts(self, choice)
         state = load_file(self.artifact(victim).file("trigger.safetensors"))
-        return attack.restore({name: value.to(self.device) for name, value in state.items()})
+        return parts, restored_triggers(parts, state, self.device)
 
     def plant(self, victim: Step) -> Callable[[ImageSet], ImageSet] | None:
-        """Gives images the victim's trigger and the wanted labels; None without an attack."""
-        trigger = self.trigger(victim)
-        if trigger is None:
-            return None
+        """Gives images the victim's trigger and the wanted labels; None without an attack.
 
-        def planted(data: ImageSet) -> ImageSet:
-            images = apply_trigger(trigger, data.images, data.labels, data.ids)
-            wanted = self.wanted_labels(victim, data.labels)
-            assert wanted is not None
-            return data.replaced(torch.arange(len(data), device=data.device), images, wanted)
-
-        return planted
-
-    def wanted_labels(self, victim: Step, labels: Tensor) -> Tensor | None:
-        """The label the attacker wants for each triggered image."""
+        Images that are not attacked, or bear that label already, are left out.
+        """
         attack = self.attack(victim)
-        return None if attack is None else map_labels(labels, attack.config, self.classes(victim))
+        return None if attack is None else lambda images: plant_wanted(*attack, images)
 
     def classes(self, victim: Step) -> int:
         return len(self.artifact(victim.inputs["data"]).facts["class_names"])
@@ -184,13 +197,13 @@ class Workshop:
         load_weights(model, load_file(path), path=path)
         return model.to(self.device).eval()
 
-    def resources(self, victim: Step) -> Resources:
+    def resources(self, victim: Step, frozen: Step | None = None) -> Resources:
         """What a defender could be given; test data and triggers are not in it."""
         imported = victim.choices["model"].weights is not None
         return Resources(
             model=self.model(victim, victim),
             clean=self.part(victim.inputs["data"], "reserve"),
-            training_data=None if imported else lambda: self.training_data(victim),
+            training_data=None if imported else lambda: self.training_data(victim, frozen),
             build_model=lambda: self.build(victim),
             num_classes=self.classes(victim),
             image_shape=tuple(self.artifact(victim.inputs["data"]).facts["image_shape"]),
