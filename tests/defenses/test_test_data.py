@@ -12,7 +12,7 @@ from backdoorkit.hooks.info import Kind
 from backdoorkit.hooks.registry import load_registry
 from backdoorkit.pipeline import runner
 from backdoorkit.pipeline.plan import StepKind
-from backdoorkit.pipeline.recipe import Recipe
+from backdoorkit.pipeline.recipe import NO_ATTACK, Recipe
 from backdoorkit.pipeline.results import NO_DEFENSE
 from backdoorkit.pipeline.store import Store
 from backdoorkit.pipeline.workshop import Workshop
@@ -61,6 +61,8 @@ class Guarded(Workshop):
 
     def planted_tests(self, victim):
         genuine = super().planted_tests
+        if victim.choices["attack"].name == NO_ATTACK:
+            return None
         return self._instead("triggered images, wanted labels", lambda: genuine(victim))
 
     def attack(self, victim):
