@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from backdoorkit import Need
@@ -14,7 +15,7 @@ from backdoorkit.hooks.options import structure as configure
 from backdoorkit.testing import tiny_context, tiny_victim
 from backdoorkit_nc import DetectionConfig, backdoorkit_detectors
 from backdoorkit_nc._detector import NeuralCleanse
-from backdoorkit_nc._neurons import InputFilter, head_pass
+from backdoorkit_nc.filters import screen, stored_filters
 
 
 def detect(planted, model, **options):
@@ -60,20 +61,34 @@ def test_the_reversed_trigger_works_as_stored(planted, result):
     assert success > 0.9
 
 
-def test_the_filter_of_the_flagged_class_can_be_used_from_its_tensors(planted, result):
-    units = result.tensors["filter.0.units"]
-    assert units.tolist() == [planted.classes]
-    watch = InputFilter(units=units, threshold=float(result.tensors["filter.0.threshold"]))
-    model, context = planted.model().eval(), planted.context()
-    layers, fresh = context.structure(model), planted.images(400, seed=7)
-    corner = torch.zeros(planted.shape)
-    corner[..., -2:, -2:] = 1
-    clean, _ = head_pass(model, layers, fresh, context)
-    triggered, _ = head_pass(model, layers, fresh, context, (corner, corner))
-    assert float(watch.rejects(clean).float().mean()) == pytest.approx(0.05, abs=0.05)
-    assert watch.rejects(triggered).all()
+def test_the_filter_of_the_flagged_class_can_be_used_from_its_stored_tensors(
+    planted, result, tmp_path
+):
+    save_file(result.tensors, tmp_path / "tensors.safetensors")
+    filters = stored_filters(load_file(tmp_path / "tensors.safetensors"))
+    assert list(filters) == [0]
+    assert filters[0].units.tolist() == [planted.classes]
+    model, fresh = planted.model().eval(), planted.images(400, seed=7)
+    images = fresh.images.float() / 255
+    classes, rejected = screen(model, images, filters)
+    assert torch.equal(classes, fresh.labels)
+    assert float(rejected.float().mean()) == pytest.approx(0.05, abs=0.05)
+    images[..., -2:, -2:] = 1
+    classes, rejected = screen(model, images, filters)
+    assert not classes.any()  # still told what the model says
+    assert rejected.all()
     assert result.details["filter_reversed_trigger_rejected"] == {"0": 1.0}
-    assert "filter.1.units" not in result.tensors
+
+
+def test_a_filter_is_stored_for_every_flagged_class(planted):
+    loose = detect(planted, planted.model(), threshold=0.0, inversion_steps=20)
+    assert len(loose.details["flagged"]) > 1
+    filters = stored_filters(loose.tensors)
+    assert list(filters) == sorted(loose.details["flagged"])
+    images = planted.images(40).images.float() / 255
+    _, rejected = screen(planted.model().eval(), images, filters)
+    alone = [screen(planted.model().eval(), images, {k: f})[1] for k, f in filters.items()]
+    assert torch.equal(rejected, torch.stack(alone).any(dim=0))
 
 
 def test_the_clean_twin_is_not_flagged(planted):
@@ -81,7 +96,9 @@ def test_the_clean_twin_is_not_flagged(planted):
     assert result.detected is False
     assert result.target is None
     assert result.details["flagged"] == []
-    assert not any(name.startswith("filter") for name in result.tensors)
+    assert stored_filters(result.tensors) == {}
+    _, rejected = screen(planted.model().eval(), torch.rand(5, *planted.shape), {})
+    assert not rejected.any()
 
 
 def test_the_family_wise_threshold_is_reported_beside_the_fixed_one(planted, result):

@@ -8,13 +8,13 @@ import torch
 from backdoorkit.api import InputError
 from backdoorkit.testing import tiny_context, tiny_victim
 from backdoorkit_nc._neurons import (
-    InputFilter,
     excitation,
     fit_filter,
     head_pass,
     other_classes,
     units_to_prune,
 )
+from backdoorkit_nc.filters import InputFilter
 
 
 def random(*shape, seed=0):

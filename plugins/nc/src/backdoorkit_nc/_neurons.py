@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import attrs
 import torch
 from torch import Tensor
 
 from backdoorkit.api import InputError, collect_features
 from backdoorkit_nc._inversion import stamp
+from backdoorkit_nc.filters import InputFilter
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from backdoorkit.api import Context, ImageSet, Structure
 
 __all__ = [
-    "InputFilter",
     "excitation",
     "fit_filter",
     "head_pass",
@@ -63,24 +62,6 @@ def excitation(clean: Tensor, triggered: Tensor) -> Tensor:
 
 
 # -- watching --------------------------------------------------------------------------------------
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class InputFilter:
-    """Rejects inputs that excite the trigger's units more than almost all clean ones do."""
-
-    #: int64: penultimate units that are watched
-    units: Tensor
-    #: score above which an input is rejected
-    threshold: float
-
-    def score(self, features: Tensor) -> Tensor:
-        """Mean activation of the watched units (N) of penultimate features (N x d)."""
-        return features[:, self.units].mean(dim=1)
-
-    def rejects(self, features: Tensor) -> Tensor:
-        """Which inputs (bool, N) are taken for triggered."""
-        return self.score(features) > self.threshold
 
 
 def fit_filter(
