@@ -14,7 +14,7 @@ import torch
 import backdoorkit
 from backdoorkit.data.poison import NOT_ATTACKED, apply_trigger
 from backdoorkit.hooks.info import Need
-from backdoorkit.pipeline.plan import labels
+from backdoorkit.pipeline.labels import labels
 from backdoorkit.pipeline.recipe import ComposedChoice
 from backdoorkit.pipeline.shelf import StoreShelf
 

@@ -15,8 +15,9 @@ import attrs
 
 import backdoorkit
 from backdoorkit.hooks.info import ATTACK_NEEDS, Need
-from backdoorkit.hooks.options import option_specs, unstructure
+from backdoorkit.hooks.options import unstructure
 from backdoorkit.pipeline.keys import content_key
+from backdoorkit.pipeline.labels import labels, train_labels
 from backdoorkit.pipeline.recipe import (
     COMPOSED,
     NO_ATTACK,
@@ -27,12 +28,12 @@ from backdoorkit.pipeline.recipe import (
 from backdoorkit.pipeline.results import NO_DEFENSE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from backdoorkit.hooks.shared_options import TrainOptions
     from backdoorkit.pipeline.recipe import DataChoice, ModelChoice, Recipe
 
-__all__ = ["Entry", "Plan", "Step", "StepKind", "labels", "make_plan"]
+__all__ = ["Entry", "Plan", "Step", "StepKind", "make_plan"]
 
 
 class StepKind(enum.StrEnum):
@@ -95,31 +96,6 @@ class Plan:
         return tuple(step for step in self.steps if step.kind in kinds)
 
 
-def labels(choices: Sequence[MethodChoice]) -> list[str]:
-    """Names for the table: options are added only where the name alone would not tell."""
-    names = [choice.title for choice in choices]
-    return [
-        name if names.count(name) == 1 else f"{name} ({_distinguishing(choice, choices)})"
-        for name, choice in zip(names, choices, strict=True)
-    ]
-
-
-def _distinguishing(choice: MethodChoice, choices: Sequence[MethodChoice]) -> str:
-    if isinstance(choice, ComposedChoice):
-        alike = [c for c in choices if isinstance(c, ComposedChoice) and c.title == choice.title]
-        columns = zip(*(other.parts for other in alike), strict=True)
-        found = [_distinguishing(p, c) for p, c in zip(choice.parts, columns, strict=True)]
-        return "; ".join(f for f in found if f != "repeated") or "repeated"
-    same = [other.config for other in choices if other.name == choice.name]
-    varying = [
-        spec.name
-        for spec in option_specs(type(choice.config))
-        if len({repr(getattr(config, spec.name)) for config in same}) > 1
-    ]
-    own = unstructure(choice.config)
-    return ", ".join(f"{name}={own.get(name)}" for name in varying) or "repeated"
-
-
 def make_plan(
     recipe: Recipe,
     *,
@@ -171,7 +147,7 @@ class _Builder:
         attack_labels = labels(recipe.attacks)
         for data, data_label in zip(recipe.data, data_labels, strict=True):
             for model, model_label in zip(recipe.models, model_labels, strict=True):
-                for train, suffix in zip(recipe.train, _train_labels(recipe.train), strict=True):
+                for train, suffix in zip(recipe.train, train_labels(recipe.train), strict=True):
                     for attack, attack_label in zip(recipe.attacks, attack_labels, strict=True):
                         for seed in recipe.seeds:
                             names = {
@@ -399,17 +375,3 @@ class _Builder:
         )
         made = Step(kind=kind, key=key, label=label, seed=seed, inputs=inputs, choices=choices)
         return self._steps.setdefault(key, made)
-
-
-def _train_labels(options: Sequence[TrainOptions]) -> list[str]:
-    if len(options) == 1:
-        return [""]
-    varying = [
-        spec.name
-        for spec in option_specs(type(options[0]))
-        if len({repr(getattr(option, spec.name)) for option in options}) > 1
-    ]
-    return [
-        f" ({', '.join(f'{name}={getattr(option, name)}' for name in varying)})"
-        for option in options
-    ]
