@@ -37,7 +37,6 @@ def new_figure(panels: int = 1, *, height: float = 3.0) -> tuple[Figure, list[Ax
         panel.tick_params(labelsize=9)
         panel.xaxis.label.set(**_TEXT)
         panel.yaxis.label.set(**_TEXT)
-        panel.title.set(**_TEXT)
     return figure, axes
 
 

@@ -88,10 +88,11 @@ class AnalysisTask(_Task):
 
     @property
     def plant(self) -> Callable[[ImageSet], ImageSet]:
-        """Gives images the attack's trigger, and the label that the attacker wants of each
-        (needs ``trigger``).
+        """Gives images the attack's trigger and the label that the attacker wants (needs
+        ``trigger``).
 
-        Images that bear that label already come back among the others.
+        Images that bear that label already, or that the attack leaves alone, are left out; the
+        others keep their order and ids. Accuracy on what comes back is the attack's success.
         """
         plant: Callable[[ImageSet], ImageSet] = self._get(Need.TRIGGER)
         return plant

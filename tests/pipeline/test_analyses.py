@@ -168,4 +168,5 @@ def test_planted_images_bear_the_label_that_the_attacker_wants(toy) -> None:
 
     examine(toy, {Need.TRIGGER, Need.TEST_DATA}, look)
     assert set(seen[0].labels.tolist()) == {tiny_victim().target}
+    assert len(seen[0]) == 192  # of 256: a quarter is of the target class
     assert bool((seen[0].images[..., -4:, -4:] == 255).all())

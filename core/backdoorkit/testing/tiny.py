@@ -171,10 +171,11 @@ class TinyVictim:
         )
 
     def plant(self, data: ImageSet) -> ImageSet:
-        """The images with the trigger, labelled as the target."""
-        images = apply_trigger(PatchTrigger(), data.images, data.labels, data.ids)
-        everywhere = torch.arange(len(data), device=data.device)
-        return data.replaced(everywhere, images, torch.full_like(data.labels, self.target))
+        """The images of other classes than the target with the trigger, labelled as the target."""
+        others = data.subset((data.labels != self.target).nonzero().flatten())
+        images = apply_trigger(PatchTrigger(), others.images, others.labels, others.ids)
+        everywhere = torch.arange(len(others), device=others.device)
+        return others.replaced(everywhere, images, torch.full_like(others.labels, self.target))
 
 
 @functools.cache

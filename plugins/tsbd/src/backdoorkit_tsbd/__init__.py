@@ -11,7 +11,18 @@ from backdoorkit import MethodInfo, Need, Selection, Stage, TrainOptions, hookim
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["TSBDConfig", "backdoorkit_defenses"]
+__all__ = [
+    "ActivenessConfig",
+    "TSBDConfig",
+    "UnlearningCorrelationConfig",
+    "backdoorkit_analyses",
+    "backdoorkit_defenses",
+]
+
+_REFERENCE = (
+    "Lin, Liu, Wei, Li and Xiong, Unveiling and Mitigating Backdoor Vulnerabilities based on "
+    "Unlearning Weight Changes and Backdoor Activeness, NeurIPS 2024"
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -105,6 +116,53 @@ class TSBDConfig(TrainOptions):
             raise ValueError(f"grid must ascend, without repeats, not {self.grid}")
 
 
+@attrs.frozen(kw_only=True)
+class UnlearningCorrelationConfig:
+    """Two unlearnings from the same weights, at the same rates."""
+
+    layers: Literal["auto", "conv", "linear"] = option(
+        "auto", help="Whose neurons are looked at, as in the defense."
+    )
+    unlearning_rate: float = option(
+        1e-4, gt=0, help="Learning rate of unlearning in its first epoch."
+    )
+    unlearning_growth: float = option(
+        1.25, ge=1, help="Factor on that learning rate after every epoch; 1 keeps it constant."
+    )
+    max_epochs: int = option(1000, ge=1, help="Most epochs of an unlearning.")
+    stop_accuracy: float | None = option(
+        None,
+        ge=0,
+        le=1,
+        help="Accuracy on the reserve at which clean unlearning ends; unset is chance, the share "
+        "of the reserve's largest class.",
+    )
+    stop_success: float = option(
+        0.05, ge=0, le=1, help="Attack success on the reserve at which poison unlearning ends."
+    )
+    batch_size: int = option(64, ge=1, help="Images per step.")
+    momentum: float = option(0.9, ge=0, lt=1, help="SGD momentum.")
+
+
+@attrs.frozen(kw_only=True)
+class ActivenessConfig:
+    """One pass over the reserve, with or without steps."""
+
+    layers: Literal["auto", "conv", "linear"] = option(
+        "auto", help="Whose neurons are looked at, as in the defense."
+    )
+    update: bool = option(
+        False,
+        help="Take a step of clean unlearning after every gradient, as the paper does; without, "
+        "all gradients are those of the model as it is.",
+    )
+    unlearning_rate: float = option(1e-4, gt=0, help="Learning rate of these steps.")
+    batch_size: int = option(
+        64, ge=1, help="Images per gradient; the smaller, the more noise is in it."
+    )
+    momentum: float = option(0.9, ge=0, lt=1, help="SGD momentum of these steps.")
+
+
 # CIFAR-10, 5 % reserve. Where mirroring changes the class: horizontal_flip = false.
 _PAPER = {
     "neuron_ratio": 0.15,
@@ -131,8 +189,7 @@ def backdoorkit_defenses() -> Iterable[MethodInfo]:
         name="tsbd",
         summary="Two-Stage Backdoor Defense: zero what clean unlearning moves most, then fine-tune "
         "with a gradient-norm penalty.",
-        reference="Lin, Liu, Wei, Li and Xiong, Unveiling and Mitigating Backdoor Vulnerabilities "
-        "based on Unlearning Weight Changes and Backdoor Activeness, NeurIPS 2024",
+        reference=_REFERENCE,
         implementation="backdoorkit_tsbd._defense:TSBD",
         config=TSBDConfig,
         stage=Stage.POST_TRAINING,
@@ -143,4 +200,29 @@ def backdoorkit_defenses() -> Iterable[MethodInfo]:
             # stop at 10 % whatever the number of classes.
             "official": {**_PAPER, "norm": "tensor", "epochs": 21, "stop_accuracy": 0.1},
         },
+    )
+
+
+@hookimpl
+def backdoorkit_analyses() -> Iterable[MethodInfo]:
+    """The observations behind TSBD."""
+    yield MethodInfo(
+        name="unlearning-correlation",
+        summary="Correlation of the weight changes by unlearning clean and by unlearning triggered "
+        "images (TSBD's Observation 1), with controls.",
+        reference=_REFERENCE,
+        implementation="backdoorkit_tsbd._unlearning_correlation:UnlearningCorrelation",
+        config=UnlearningCorrelationConfig,
+        needs={Need.WEIGHTS, Need.CLEAN_SAMPLES, Need.TRIGGER, Need.CLEAN_TWIN},
+        presets={"paper": {"unlearning_growth": 1.0, "batch_size": 256}},
+    )
+    yield MethodInfo(
+        name="activeness",
+        summary="Size of the neurons' gradients on clean images in the backdoored model and in its "
+        "clean twin (TSBD's Observation 2).",
+        reference=_REFERENCE,
+        implementation="backdoorkit_tsbd._neuron_activeness:NeuronActiveness",
+        config=ActivenessConfig,
+        needs={Need.WEIGHTS, Need.CLEAN_SAMPLES, Need.CLEAN_TWIN},
+        presets={"paper": {"update": True, "batch_size": 256}},
     )
