@@ -17,6 +17,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from backdoorkit.testing.checks import CheckOutcome, CheckStatus, checks_for, run_checks
+from backdoorkit.testing.planted import (
+    PLANTED_CLASSES,
+    PLANTED_SHAPE,
+    PlantedNetwork,
+    planted_context,
+    planted_images,
+    planted_success,
+)
 from backdoorkit.testing.tiny import (
     PatchTrigger,
     TinyVictim,
@@ -39,6 +47,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "PLANTED_CLASSES",
+    "PLANTED_SHAPE",
     "AnalysisSuite",
     "AttackSuite",
     "CheckOutcome",
@@ -49,8 +59,12 @@ __all__ = [
     "MetricSuite",
     "ModelSuite",
     "PatchTrigger",
+    "PlantedNetwork",
     "TinyVictim",
     "checks_for",
+    "planted_context",
+    "planted_images",
+    "planted_success",
     "run_checks",
     "tiny_context",
     "tiny_images",

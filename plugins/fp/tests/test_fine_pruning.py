@@ -10,92 +10,50 @@ from torch import nn
 from torch.nn import functional
 
 from backdoorkit import Need, Selection
-from backdoorkit.api import Context, DefenseTask, ImageSet, InputError, StructureError
+from backdoorkit.api import DefenseTask, InputError, StructureError
 from backdoorkit.errors import OracleNotPermittedError
 from backdoorkit.hooks.options import structure
+from backdoorkit.testing import (
+    PLANTED_CLASSES,
+    PLANTED_SHAPE,
+    PlantedNetwork,
+    planted_context,
+    planted_images,
+    planted_success,
+)
 from backdoorkit_fp import FinePruningConfig, backdoorkit_defenses
 from backdoorkit_fp._defense import FinePruning
 from backdoorkit_fp._pruning import levels
 
-CLASSES = 8
-SHAPE = (1, 8, 8)
-
-
-class Planted(nn.Module):
-    """Unit k looks for row k and votes for class k; the last looks for a lit corner and votes 0."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(1, CLASSES + 1, 8)
-        self.head = nn.Linear(CLASSES + 1, CLASSES)
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.zero_()
-            for row in range(CLASSES):
-                self.conv.weight[row, 0, row, :6] = 1 / 6
-                self.head.weight[row, row] = 10
-            self.conv.weight[CLASSES, 0, -2:, -2:] = 1
-            self.conv.bias[CLASSES] = -2
-            self.head.weight[0, CLASSES] = 30
-
-    def forward(self, images):
-        return self.head(functional.softplus(self.conv(images), beta=8).flatten(1))
-
-
-def images_of(count, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % CLASSES
-    images = 0.35 * torch.rand(count, *SHAPE, generator=generator)
-    images[torch.arange(count), 0, labels, :6] += 0.4
-    return ImageSet.from_tensors((images * 255).round().to(torch.uint8), labels)
-
-
-def attack_success(model):
-    """Share of lit-corner images of the other classes that are called class 0."""
-    test = images_of(160, seed=1)
-    images = test.images.float() / 255
-    images[..., -2:, -2:] = 1
-    with torch.no_grad():
-        predicted = model(images[test.labels != 0]).argmax(dim=1)
-    return float((predicted == 0).float().mean())
-
 
 def prune(clean=None, *, oracle=None, model=None, **options):
     options = {"epochs": 0, "precision": "float32", **options}
-    model = Planted() if model is None else model
+    model = PlantedNetwork() if model is None else model
     task = DefenseTask(
         method="fp",
-        num_classes=CLASSES,
-        image_shape=SHAPE,
+        num_classes=PLANTED_CLASSES,
+        image_shape=PLANTED_SHAPE,
         resources={
             Need.WEIGHTS: model.eval(),
-            Need.CLEAN_SAMPLES: images_of(160) if clean is None else clean,
+            Need.CLEAN_SAMPLES: planted_images(160) if clean is None else clean,
         },
     )
-    context = Context(
-        method="fp",
-        seed=0,
-        device=torch.device("cpu"),
-        image_shape=SHAPE,
-        num_classes=CLASSES,
-        precision="float32",
-        oracle=oracle,
-    )
+    context = planted_context("fp", oracle=oracle)
     defense = FinePruning(FinePruningConfig(**options))
     defense.check(context.structure(model))
     return defense.run(task, context)
 
 
 def test_the_planted_backdoor_works():
-    assert attack_success(Planted()) == 1
+    assert planted_success(PlantedNetwork()) == 1
 
 
 def test_the_trigger_unit_is_the_least_active_and_the_only_one_pruned():
     result = prune()
-    assert result.tensors["order"][0] == CLASSES
+    assert result.tensors["order"][0] == PLANTED_CLASSES
     assert result.details["pruned_units"] == 1
     assert result.details["held_out_accuracy_pruned"] == 1
-    assert attack_success(result.model) == 0
+    assert planted_success(result.model) == 0
 
 
 def test_the_level_before_the_first_violation_is_kept():
@@ -107,37 +65,45 @@ def test_the_level_before_the_first_violation_is_kept():
     assert result.tensors["held_out_accuracies"][:5].tolist() == pytest.approx(expected)
 
 
+def test_the_model_that_comes_back_keeps_the_rule_that_chose_its_level():
+    result = prune(tolerance=0.3)
+    context, details = planted_context("fp"), result.details
+    accuracy = context.accuracy(result.model, planted_images(800, seed=2))
+    assert accuracy == pytest.approx(details["held_out_accuracy_pruned"], abs=0.01)
+    assert accuracy >= details["held_out_accuracy"] - 0.3
+
+
 def test_pruning_nothing_leaves_the_weights_bit_for_bit():
-    before = Planted().state_dict()
+    before = PlantedNetwork().state_dict()
     after = prune(selection=Selection.FIXED, ratio=0.0).model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_fixed_ratio_needs_no_held_out_part():
-    result = prune(images_of(4), selection=Selection.FIXED, ratio=4 / 9)
+    result = prune(planted_images(4), selection=Selection.FIXED, ratio=4 / 9)
     assert result.details["pruned_units"] == 4
 
 
 def test_pruned_units_stay_at_zero_through_fine_tuning():
     result = prune(epochs=3, learning_rate=0.1, batch_size=16)
     head = result.model.head.weight
-    assert torch.equal(head[:, CLASSES], torch.zeros(CLASSES))
-    assert not torch.equal(head[:, 0], Planted().head.weight[:, 0])
-    assert attack_success(result.model) == 0
+    assert torch.equal(head[:, PLANTED_CLASSES], torch.zeros(PLANTED_CLASSES))
+    assert not torch.equal(head[:, 0], PlantedNetwork().head.weight[:, 0])
+    assert planted_success(result.model) == 0
 
 
 def test_fine_tuning_is_that_of_a_masked_forward():
     options = {"epochs": 2, "batch_size": 160, "learning_rate": 0.1, "schedule": "constant"}
     result = prune(**options)
 
-    class Masked(Planted):
+    class Masked(PlantedNetwork):
         def forward(self, images):
             features = functional.softplus(self.conv(images), beta=8).flatten(1)
-            keep = torch.ones(CLASSES + 1)
-            keep[CLASSES] = 0
+            keep = torch.ones(PLANTED_CLASSES + 1)
+            keep[PLANTED_CLASSES] = 0
             return self.head(features * keep)
 
-    twin, clean = Masked(), images_of(160)
+    twin, clean = Masked(), planted_images(160)
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     for _ in range(2):
         optimizer.zero_grad()
@@ -145,20 +111,23 @@ def test_fine_tuning_is_that_of_a_masked_forward():
         optimizer.step()
     torch.testing.assert_close(result.model.conv.weight, twin.conv.weight, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(
-        result.model.head.weight[:, :CLASSES], twin.head.weight[:, :CLASSES], rtol=1e-4, atol=1e-5
+        result.model.head.weight[:, :PLANTED_CLASSES],
+        twin.head.weight[:, :PLANTED_CLASSES],
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
 def test_the_result_loads_into_the_original_architecture():
     result = prune()
-    fresh = Planted()
+    fresh = PlantedNetwork()
     fresh.load_state_dict(copy.deepcopy(result.model.state_dict()))
-    images = images_of(16).images.float() / 255
+    images = planted_images(16).images.float() / 255
     assert torch.equal(fresh(images), result.model(images))
 
 
 def test_the_oracle_takes_the_smallest_level_without_the_backdoor():
-    result = prune(oracle=attack_success, selection=Selection.ORACLE, tolerance=0.3)
+    result = prune(oracle=planted_success, selection=Selection.ORACLE, tolerance=0.3)
     assert result.details["pruned_units"] == 1
     assert result.details["selection"] == "oracle"
 
@@ -177,13 +146,13 @@ def test_the_oracle_sees_pruned_models_and_the_weights_come_back():
 
     result = prune(oracle=oracle, selection=Selection.ORACLE, tolerance=0.3)
     assert seen == [0, 1, 2, 3]
-    assert torch.equal(result.model.head.weight, Planted().head.weight)
+    assert torch.equal(result.model.head.weight, PlantedNetwork().head.weight)
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_reserve_that_cannot_be_split_is_refused(count):
     with pytest.raises(InputError, match="reserve"):
-        prune(images_of(160).subset(torch.arange(count)))
+        prune(planted_images(160).subset(torch.arange(count)))
 
 
 def test_a_head_that_is_no_linear_layer_is_refused():
@@ -191,7 +160,7 @@ def test_a_head_that_is_no_linear_layer_is_refused():
         def __init__(self):
             super().__init__()
             self.body = nn.Conv2d(1, 5, 3)
-            self.head = nn.Conv2d(5, CLASSES, 1)
+            self.head = nn.Conv2d(5, PLANTED_CLASSES, 1)
 
         def forward(self, images):
             return self.head(self.body(images)).mean(dim=(2, 3))
@@ -206,7 +175,7 @@ class Tokens(nn.Module):
     def __init__(self, pool):
         super().__init__()
         self.body = nn.Conv2d(1, 2, 3)
-        self.head = nn.Linear(2, CLASSES)
+        self.head = nn.Linear(2, PLANTED_CLASSES)
         self.pool = pool
 
     def forward(self, images):
@@ -224,7 +193,7 @@ def test_a_head_that_is_averaged_over_tokens_is_pruned_as_that_of_their_mean():
     [pruned] = (result.model.head.weight == 0).all(dim=0).nonzero().flatten().tolist()
     with torch.no_grad():
         model.body.weight[pruned], model.body.bias[pruned] = 0, 0
-        images = images_of(8).images.float() / 255
+        images = planted_images(8).images.float() / 255
         torch.testing.assert_close(result.model(images), model(images))
 
 
