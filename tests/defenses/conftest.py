@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+import torch
 
+from backdoorkit.context import Context
+from backdoorkit.hooks.info import Kind
 from backdoorkit.hooks.options import option_specs
 from backdoorkit.hooks.registry import Method
+from backdoorkit.pipeline.envelope import Resources, run_defense, run_detector
 
 #: What a method spends its time on; of these, the options that it has.
 _LESS: dict[str, Any] = {
@@ -51,3 +56,31 @@ def quick() -> Callable[..., dict[str, Any]]:
         return {**less, **_OF_METHOD.get(method.name, {}), **(values or {})}
 
     return options
+
+
+@pytest.fixture(scope="session")
+def run_method() -> Callable[[Any, Method, Resources], None]:
+    """Run a defender in the framework's envelope, which refuses other keys, shapes, NaN and ∞."""
+
+    def run(instance: Any, method: Method, resources: Resources) -> None:
+        context = Context(
+            method=method.name,
+            seed=0,
+            device=torch.device("cpu"),
+            image_shape=resources.image_shape,
+            num_classes=resources.num_classes,
+            precision="float32",
+        )
+        if method.kind is Kind.DETECTOR:
+            run_detector(instance, method.info, resources, context)
+            return
+        result = run_defense(instance, method.info, resources, context)
+        fresh = copy.deepcopy(resources.model)
+        fresh.load_state_dict(result.model.state_dict())
+        images = resources.clean.images[:4].float() / 255
+        with torch.no_grad():
+            logits = fresh.eval()(images)
+            assert logits.isfinite().all()
+            assert torch.equal(logits, result.model.eval()(images))
+
+    return run

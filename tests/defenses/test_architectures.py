@@ -13,13 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from backdoorkit.context import Context
 from backdoorkit.errors import StructureError
 from backdoorkit.hooks.info import Kind
 from backdoorkit.hooks.registry import load_registry, resolve_config
 from backdoorkit.models.normalized import NormalizedModel
 from backdoorkit.models.structure import Structure, find_structure
-from backdoorkit.pipeline.envelope import Resources, run_defense, run_detector
+from backdoorkit.pipeline.envelope import Resources
 from backdoorkit.testing import tiny_images
 
 CLASSES = 4
@@ -119,7 +118,7 @@ def test_every_architecture_of_the_docs_is_tried():
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_a_method_runs_or_is_refused_with_layer_and_reason(network, row, quick):
+def test_a_method_runs_or_is_refused_with_layer_and_reason(network, row, quick, run_method):
     method, values = ROWS[row]
     instance = registry().create(method, resolve_config(method, quick(method, values)))
     try:
@@ -130,31 +129,8 @@ def test_a_method_runs_or_is_refused_with_layer_and_reason(network, row, quick):
     if network.label in GENERATE.ARCHITECTURES:
         assert (refusal is not None) == refused_in_the_docs(network.label, row)
     if refusal is None:
-        run(instance, method, network)
+        run_method(instance, method, network.resources)
         return
     assert method.name in refusal
     assert network.structure.network in refusal
     assert re.search(r"'network\.[\w.]+'|has none", refusal)  # the layer, or that there is none
-
-
-def run(instance, method, network):
-    """Run it in the framework's envelope, which refuses other keys, shapes, infinite weights."""
-    context = Context(
-        method=method.name,
-        seed=0,
-        device=torch.device("cpu"),
-        image_shape=network.resources.image_shape,
-        num_classes=CLASSES,
-        precision="float32",
-    )
-    if method.kind is Kind.DETECTOR:
-        run_detector(instance, method.info, network.resources, context)
-        return
-    result = run_defense(instance, method.info, network.resources, context)
-    fresh = copy.deepcopy(network.resources.model)
-    fresh.load_state_dict(result.model.state_dict())
-    images = network.resources.clean.images[:4].float() / 255
-    with torch.no_grad():
-        logits = fresh.eval()(images)
-        assert logits.isfinite().all()
-        assert torch.equal(logits, result.model.eval()(images))
