@@ -1,10 +1,10 @@
-"""What every defense and every metric must keep."""
+"""What every defense, every metric and every analysis must keep."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from backdoorkit.testing import DefenseSuite, MetricSuite
+from backdoorkit.testing import AnalysisSuite, DefenseSuite, MetricSuite
 
 FAST = {"turning_epoch": 1, "isolation_rate": 0.05, "epochs": 1, "learning_rate": 0.05}
 
@@ -31,3 +31,8 @@ class TestLastLayers(DefenseSuite):
 
 class TestIsolationPrecision(MetricSuite):
     method = "isolation-precision"
+
+
+class TestLossCurves(AnalysisSuite):
+    method = "loss-curves"
+    config: ClassVar = {"epochs": 2, "learning_rate": 0.05}

@@ -12,7 +12,19 @@ from backdoorkit import MethodInfo, Need, Stage, TrainOptions, hookimpl, option
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ABLConfig", "IsolationConfig", "backdoorkit_defenses", "backdoorkit_metrics"]
+__all__ = [
+    "ABLConfig",
+    "IsolationConfig",
+    "LossCurvesConfig",
+    "backdoorkit_analyses",
+    "backdoorkit_defenses",
+    "backdoorkit_metrics",
+]
+
+_REFERENCE: Final = (
+    "Li, Lyu, Koren, Lyu, Li and Ma, Anti-Backdoor Learning: Training Clean Models on Poisoned "
+    "Data, NeurIPS 2021, arXiv:2110.11571"
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -142,6 +154,35 @@ class IsolationConfig:
     """The metric has no options."""
 
 
+@attrs.frozen(kw_only=True)
+class LossCurvesConfig(TrainOptions):
+    """Training of the model whose losses are looked at; by default as ABL's stage 1, but with
+    plain cross-entropy.
+    """
+
+    isolation_loss: Literal["lga", "flooding", "cross-entropy"] = option(
+        "cross-entropy",
+        help="Loss of training: plain cross-entropy, local gradient ascent, or flooding.",
+    )
+    gamma: float = option(0.5, ge=0, symbol="γ", help="Loss below which lga and flooding ascend.")
+    lga_reduction: Literal["batch", "sample"] = option(
+        "batch", help="What lga compares with gamma: the batch's mean loss, or each sample's."
+    )
+    isolation_rate: float = option(
+        0.01,
+        gt=0,
+        lt=1,
+        symbol="p",
+        help="Share of the training set, of lowest loss, whose precision is told.",
+    )
+    epochs: int = option(20, ge=1, help="Passes over the training set; losses after each.")
+    nesterov: bool = option(True, help="Nesterov momentum.")
+    weight_decay: float = option(1e-4, ge=0, help="L2 penalty, added to the gradient.")
+    schedule: Literal["constant", "cosine", "one-cycle", "step"] = option(
+        "constant", help="Learning rate over time."
+    )
+
+
 # CIFAR-10. Where mirroring changes the class: horizontal_flip = false.
 _COMMON: Final[dict[str, Any]] = {
     "gamma": 0.5,
@@ -166,8 +207,7 @@ def backdoorkit_defenses() -> Iterable[MethodInfo]:
         name="abl",
         summary="Anti-Backdoor Learning: isolate the samples that training learns first, and "
         "unlearn them.",
-        reference="Li, Lyu, Koren, Lyu, Li and Ma, Anti-Backdoor Learning: Training Clean Models "
-        "on Poisoned Data, NeurIPS 2021, arXiv:2110.11571",
+        reference=_REFERENCE,
         implementation="backdoorkit_abl._defense:ABL",
         config=ABLConfig,
         stage=Stage.TRAINING,
@@ -222,10 +262,25 @@ def backdoorkit_metrics() -> Iterable[MethodInfo]:
         name="isolation-precision",
         summary="Isolation: share of the isolated training samples that are poisoned, share of the "
         "poisoned that are isolated, and how well losses tell them apart.",
-        reference="Li, Lyu, Koren, Lyu, Li and Ma, Anti-Backdoor Learning: Training Clean Models "
-        "on Poisoned Data, NeurIPS 2021, arXiv:2110.11571",
+        reference=_REFERENCE,
         implementation="backdoorkit_abl._metric:IsolationPrecision",
         config=IsolationConfig,
         stage=Stage.TRAINING,
         needs={Need.POISON_RECORD},
+    )
+
+
+@hookimpl
+def backdoorkit_analyses() -> Iterable[MethodInfo]:
+    """The exploratory experiment behind ABL."""
+    yield MethodInfo(
+        name="loss-curves",
+        summary="Training loss of clean and backdoored samples, epoch by epoch, and how well it "
+        "tells them apart.",
+        reference=_REFERENCE,
+        implementation="backdoorkit_abl._loss_curves:LossCurves",
+        config=LossCurvesConfig,
+        stage=Stage.TRAINING,
+        needs={Need.TRAINING_DATA, Need.TRAINING_CONTROL, Need.POISON_RECORD},
+        presets={"lga": {"isolation_loss": "lga"}},
     )

@@ -14,7 +14,7 @@ from backdoorkit.api import Context, ImageSet, InputError, TrainingHooks
 
 if TYPE_CHECKING:
     from backdoorkit.api import Batch
-    from backdoorkit_abl import ABLConfig
+    from backdoorkit_abl import ABLConfig, LossCurvesConfig
 
 __all__ = [
     "Isolation",
@@ -51,7 +51,7 @@ def flooding(losses: Tensor, level: float) -> Tensor:
 class IsolationTraining(TrainingHooks):
     """Training of stage 1."""
 
-    def __init__(self, config: ABLConfig) -> None:
+    def __init__(self, config: ABLConfig | LossCurvesConfig) -> None:
         self._config = config
 
     def loss(self, logits: Tensor, batch: Batch, epoch: int) -> Tensor:
