@@ -94,7 +94,9 @@ def test_mostly_poisoned_samples_are_isolated_and_told_with_their_ids():
     assert (kinds == SampleKind.POISONED).float().mean() > 0.8  # chance: 0.1
     assert torch.equal(result.tensors["isolated_ids"], poisoned().data.ids[isolated])
     assert result.tensors["losses"].shape == (512,)
-    assert result.details["isolated_by_class"][0] == 25
+    by_class = result.details["isolated_by_class"]
+    assert by_class[0] > 20  # the target's; which others, depends on the processor
+    assert sum(by_class) == 25
     assert result.details["isolated_loss"] < result.details["other_loss"]
 
 
