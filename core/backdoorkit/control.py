@@ -36,9 +36,9 @@ class AttackHooks(TrainingHooks):
 class PerBatchPoisoning(AttackHooks):
     """In every step the first samples of the shuffled batch are poisoned, the next are covers.
 
-    Of a batch of B images ``floor(poison_rate B)`` get the trigger and the attacker's label, as in
-    the code of WaNet, Input-aware and DFST: 12 of 128 at a rate of 0.1. Then ``floor(cover_rate
-    B)`` become covers. With a narrower rate basis or label map, the first samples that qualify are
+    Of a batch of B images ``n = floor(poison_rate B)`` get the trigger and the attacker's label, as
+    in the code of WaNet, Input-aware and DFST: 12 of 128 at a rate of 0.1. Then ``floor(cover_ratio
+    n)`` become covers. With a narrower rate basis or label map, the first samples that qualify are
     taken. Images are altered as they are stored, before they are augmented; unlike in a poisoned
     training set they are not rounded to 8 bits.
 
@@ -77,7 +77,7 @@ class PerBatchPoisoning(AttackHooks):
             return
         with torch.autocast(images.device.type, enabled=False):
             made = trigger.apply(batch.images[rows], batch.labels[rows], ids[rows])
-        images[rows] = torch.where(chosen.valid[:, None, None, None], made, batch.images[rows])
+        images[rows] = torch.where(chosen.valid[:, None, None, None], made, images[rows])
 
 
 def _refuse_small_batches(rate: float, size: int) -> None:

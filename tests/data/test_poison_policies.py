@@ -89,7 +89,7 @@ def test_only_source_classes_are_poisoned(basis, count):
 
 def test_covers_are_triggered_images_of_the_other_classes_with_their_label():
     data = images()
-    made = poisoned(data, PoisonOptions(**SPECIFIC, cover_rate=0.15))
+    made = poisoned(data, PoisonOptions(**SPECIFIC, cover_ratio=1.5))
     covers = (made.kinds == SampleKind.COVER).nonzero().flatten()
     assert len(covers) == 30
     assert set(data.labels[covers].tolist()) == {0, 3}
@@ -100,7 +100,7 @@ def test_covers_are_triggered_images_of_the_other_classes_with_their_label():
 def test_covers_leave_the_choice_of_the_poisoned_alone():
     data = images()
     plain, covered = (
-        poisoned(data, PoisonOptions(**SPECIFIC, cover_rate=rate)) for rate in (0.0, 0.2)
+        poisoned(data, PoisonOptions(**SPECIFIC, cover_ratio=ratio)) for ratio in (0.0, 2.0)
     )
     assert torch.equal(plain.poisoned_positions, covered.poisoned_positions)
 
@@ -114,8 +114,8 @@ def test_more_than_the_source_classes_hold_is_refused_with_the_counts():
 
 
 def test_more_covers_than_there_are_others_is_refused_with_the_counts():
-    options = PoisonOptions(**SPECIFIC, cover_rate=0.6)
-    with pytest.raises(InputError, match=r"cover_rate 0\.6 .* wants 120 .* and there are 100"):
+    options = PoisonOptions(**SPECIFIC, cover_ratio=6)
+    with pytest.raises(InputError, match="wants 120 covers for 20 poisoned samples and 100 may"):
         poisoned(images(), options)
 
 
@@ -144,7 +144,7 @@ def test_a_source_class_that_is_none_is_refused():
             },
             "which is no source class",
         ),
-        ({"cover_rate": 0.1}, "would undo this attack"),
+        ({"cover_ratio": 1.0}, "would undo this attack"),
         ({"rate_basis": "append", "index_policy": "per-batch"}, "makes a training set"),
     ],
 )
@@ -158,7 +158,7 @@ def test_contradictions_are_refused(values, message):
 
 def test_own_covers_are_what_the_attack_makes_of_any_class():
     data = images()
-    made = poisoned(data, OwnCovers(cover_rate=0.2), Blackening())
+    made = poisoned(data, OwnCovers(cover_ratio=2.0), Blackening())
     covers = made.kinds == SampleKind.COVER
     assert int(covers.sum()) == 40
     assert int(made.data.images[covers].sum()) == 0
@@ -177,6 +177,18 @@ def test_appended_copies_leave_their_originals_in_the_set():
     assert torch.equal(made.data.images[200:], 255 - data.images[originals])
     assert torch.equal(made.true_labels[200:], data.labels[originals])
     assert set(made.data.labels[200:].tolist()) == {3}
+
+
+def test_covers_are_appended_too():
+    data = images()
+    made = poisoned(
+        data, OwnCovers(rate_basis=RateBasis.APPEND, cover_ratio=0.5, target=3), Blackening()
+    )
+    assert torch.bincount(made.kinds.int()).tolist() == [200, 20, 10]
+    covers = made.kinds == SampleKind.COVER
+    assert int(made.data.images[covers].sum()) == 0
+    assert torch.equal(made.data.labels[covers], made.true_labels[covers])
+    assert torch.equal(made.data.images[:200], data.images)
 
 
 def test_a_streamed_set_is_extended_like_one_in_memory(set_in_memory, set_streamed):
@@ -206,15 +218,15 @@ def batch_of(data, positions):
     return Batch(data.fetch(positions).float() / 255, data.labels[positions], positions)
 
 
-def test_a_batch_of_128_has_12_poisoned_25_covers_and_91_clean():
+def test_a_batch_of_128_has_12_poisoned_24_covers_and_92_clean():
     data = images()
     order = torch.randperm(200, generator=seeded(1))[:128]
     batch = batch_of(data, order)
-    made = altered(per_batch(poison_rate=0.1, cover_rate=0.2, target=2), batch, data)
+    made = altered(per_batch(poison_rate=0.1, cover_ratio=2.0, target=2), batch, data)
     assert torch.equal(made.images[:12], 1 - batch.images[:12])
     assert made.labels[:12].tolist() == [2] * 12
-    assert int((made.images[12:37] != 0).sum()) == 0
-    assert torch.equal(made.images[37:], batch.images[37:])
+    assert int((made.images[12:36] != 0).sum()) == 0
+    assert torch.equal(made.images[36:], batch.images[36:])
     assert torch.equal(made.labels[12:], batch.labels[12:])
     assert torch.equal(batch.images, batch_of(data, order).images)
 
@@ -233,7 +245,7 @@ def test_a_batch_without_enough_that_qualify_is_poisoned_as_far_as_it_goes():
     data = images()
     batch = batch_of(data, torch.tensor([0, 4, 8, 1, 12, 16, 20, 24, 28, 3]))
     options = PoisonOptions(
-        **SPECIFIC, index_policy=IndexPolicy.PER_BATCH, poison_rate=0.4, cover_rate=0.3
+        **SPECIFIC, index_policy=IndexPolicy.PER_BATCH, poison_rate=0.4, cover_ratio=3.0
     )
     made = altered(options, batch, data)
     triggered = (made.images != batch.images).flatten(1).any(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from decimal import ROUND_FLOOR, ROUND_HALF_UP, Decimal
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import torch
@@ -123,7 +123,7 @@ def choose_positions(
     candidates, basis = _candidates(labels, options), _basis(labels, options)
     available = candidates.nonzero().flatten()
     wanted = _count(options.poison_rate, basis)
-    _check_count("poison_rate", options, wanted, basis, len(available))
+    _check_count(options, wanted, basis, len(available))
     return _drawn(available, wanted, generator)
 
 
@@ -144,13 +144,9 @@ def rescaled(options: PoisonOptions, labels: Tensor, rest: Tensor) -> PoisonOpti
 
     """
     size, basis = _basis(labels, options), _basis(rest, options)
-    rates: dict[str, Any] = {}
-    for name in ("poison_rate", "cover_rate"):
-        wanted = _count(getattr(options, name), size)
-        if wanted > basis:
-            _check_count(name, options, wanted, size, basis)
-        rates[name] = wanted / basis if wanted else 0.0
-    return attrs.evolve(options, **rates)
+    wanted = _count(options.poison_rate, size)
+    _check_count(options, wanted, size, basis)
+    return attrs.evolve(options, poison_rate=wanted / basis if wanted else 0.0)
 
 
 @attrs.frozen(eq=False)
@@ -173,15 +169,21 @@ def choose_in_batch(
     ``labels`` (int64, B) are the true classes. Counts are rounded down.
     """
     _check_classes(options, num_classes)
-    everyone = torch.ones_like(labels, dtype=torch.bool)
-    narrow = options.rate_basis not in (RateBasis.ALL, RateBasis.ALL_WITHIN_TARGET)
-    total = _basis_mask(labels, options).sum() if narrow else None
-    poisoned = _first(_candidates(labels, options), options.poison_rate, total)
-    free = everyone.index_fill(0, poisoned.rows, value=False)
-    # Rows that did not qualify are free again.
-    free = free.index_copy(0, poisoned.rows, ~poisoned.valid)
-    covers = _first(free & _cover_candidates(labels, options), options.cover_rate, total)
-    return poisoned, covers
+    candidates, size = _candidates(labels, options), len(labels)
+    most = _rounded(options.poison_rate, size, ROUND_FLOOR)
+    limit: Tensor | None = None
+    if options.rate_basis not in (RateBasis.ALL, RateBasis.ALL_WITHIN_TARGET):
+        # A small addition, since the product of binary numbers may be just below the decimal one.
+        share = _basis_mask(labels, options).sum() * options.poison_rate
+        limit = torch.floor(share + 1e-6)
+    poisoned = _first(candidates, most, limit)
+    if options.cover_ratio == 0:
+        return poisoned, Chosen(poisoned.rows[:0], poisoned.valid[:0])
+    # Rows that were looked at and did not qualify are free.
+    taken = torch.zeros_like(candidates).index_copy(0, poisoned.rows, poisoned.valid)
+    limit = torch.floor(poisoned.valid.sum() * options.cover_ratio + 1e-6)
+    most = min(size, _rounded(options.cover_ratio, most, ROUND_FLOOR))
+    return poisoned, _first(~taken & _cover_candidates(labels, options), most, limit)
 
 
 @torch.no_grad()
@@ -243,7 +245,7 @@ def poison_by_options(
     positions = choose_positions(data.labels, options, data.num_classes, generator)
     covers = _choose_covers(data.labels, options, positions, generator)
     if options.rate_basis is RateBasis.APPEND:
-        return _appended(data, trigger, options, positions)
+        return _appended(data, (trigger, positions), (cover or trigger, covers), options)
     kinds = torch.zeros(len(data), dtype=torch.uint8, device=data.device)
     changed = data
     if len(positions):
@@ -252,20 +254,31 @@ def poison_by_options(
         changed = changed.replaced(positions, _planted(trigger, data, positions), wanted)
     if len(covers):
         kinds[covers] = int(SampleKind.COVER)
-        images = _planted(trigger if cover is None else cover, data, covers)
+        images = _planted(cover or trigger, data, covers)
         changed = changed.replaced(covers, images, data.labels[covers])
     return PoisonedSet(changed, data.labels, kinds)
 
 
 def _appended(
-    data: ImageSet, trigger: Trigger, options: PoisonOptions, positions: Tensor
+    data: ImageSet,
+    poisoned: tuple[Trigger, Tensor],
+    covers: tuple[Trigger, Tensor],
+    options: PoisonOptions,
 ) -> PoisonedSet:
-    """All samples as they are, and poisoned copies of those at ``positions`` after them."""
+    """All samples as they are, and after them the altered copies: poisoned ones, then covers.
+
+    Each of the two is a trigger and the positions of the originals.
+    """
+    positions = torch.cat([poisoned[1], covers[1]])
     kinds = torch.zeros(len(data) + len(positions), dtype=torch.uint8, device=data.device)
-    kinds[len(data) :] = int(SampleKind.POISONED)
+    kinds[len(data) :] = int(SampleKind.COVER)
+    kinds[len(data) :][: len(poisoned[1])] = int(SampleKind.POISONED)
+    images = torch.cat([_planted(made_by, data, where) for made_by, where in (poisoned, covers)])
     true_labels = data.labels[positions]
-    wanted = map_labels(true_labels, options, data.num_classes)
-    extended = data.extended(_planted(trigger, data, positions), wanted, data.ids[positions])
+    labels = true_labels.clone()
+    wanted = map_labels(data.labels[poisoned[1]], options, data.num_classes)
+    labels[: len(wanted)] = wanted
+    extended = data.extended(images, labels, data.ids[positions])
     return PoisonedSet(extended, torch.cat([data.labels, true_labels]), kinds)
 
 
@@ -279,7 +292,10 @@ def _planted(trigger: Trigger, data: ImageSet, positions: Tensor) -> Tensor:
 
 
 def _is_source(labels: Tensor, options: PoisonOptions) -> Tensor:
-    return torch.isin(labels, torch.tensor(options.source_classes, device=labels.device))
+    found = torch.zeros_like(labels, dtype=torch.bool)
+    for source in options.source_classes:  # a few comparisons; a list would have to be copied
+        found |= labels == source
+    return found
 
 
 def _basis_mask(labels: Tensor, options: PoisonOptions) -> Tensor:
@@ -318,13 +334,17 @@ def _choose_covers(
     labels: Tensor, options: PoisonOptions, poisoned: Tensor, generator: Generator
 ) -> Tensor:
     """int64, ascending: who becomes a cover; none of them is poisoned."""
-    if options.cover_rate == 0:
-        return poisoned[:0]
-    candidates = _cover_candidates(labels, options).index_fill(0, poisoned, value=False)
-    available, basis = candidates.nonzero().flatten(), _basis(labels, options)
-    wanted = _count(options.cover_rate, basis)
-    _check_count("cover_rate", options, wanted, basis, len(available))
-    return _drawn(available, wanted, generator)
+    taken = torch.zeros_like(labels, dtype=torch.bool)
+    if options.rate_basis is not RateBasis.APPEND:
+        taken[poisoned] = True
+    available = (~taken & _cover_candidates(labels, options)).nonzero().flatten()
+    wanted = _rounded(options.cover_ratio, len(poisoned), ROUND_HALF_UP)
+    if wanted > len(available):
+        raise InputError(
+            f"cover_ratio {options.cover_ratio:g} wants {wanted} covers for {len(poisoned)} "
+            f"poisoned samples and {len(available)} may become covers; lower the ratio"
+        )
+    return _drawn(available, wanted, generator) if wanted else poisoned[:0]
 
 
 def _drawn(available: Tensor, wanted: int, generator: Generator) -> Tensor:
@@ -332,20 +352,22 @@ def _drawn(available: Tensor, wanted: int, generator: Generator) -> Tensor:
     return available[permutation[:wanted].to(available.device)].sort().values
 
 
-def _first(candidates: Tensor, rate: float, total: Tensor | None) -> Chosen:
-    """The first ``rate`` of a batch, or of ``total`` (a count on the device), that qualify."""
-    size = len(candidates)
-    most = int((Decimal(repr(float(rate))) * size).to_integral_value(ROUND_FLOOR))
+def _first(candidates: Tensor, most: int, limit: Tensor | None) -> Chosen:
+    """The first ``most`` candidates of a batch, and no more than ``limit`` (on the device)."""
     rows = torch.argsort(~candidates, stable=True)[:most]
     valid = candidates[rows]
-    if total is not None:
-        # A small addition, since the product of binary numbers may be just below the decimal one.
-        valid &= torch.arange(most, device=rows.device) < torch.floor(total * rate + 1e-6)
+    if limit is not None:
+        valid &= torch.arange(most, device=rows.device) < limit
     return Chosen(rows, valid)
 
 
 def _count(rate: float, basis: int) -> int:
-    return int((Decimal(repr(float(rate))) * basis).to_integral_value(ROUND_HALF_UP))
+    return _rounded(rate, basis, ROUND_HALF_UP)
+
+
+def _rounded(rate: float, basis: int, rounding: str) -> int:
+    """``rate`` of ``basis``, with the rate as it is written in decimal."""
+    return int((Decimal(repr(float(rate))) * basis).to_integral_value(rounding))
 
 
 def _check_classes(options: PoisonOptions, num_classes: int) -> None:
@@ -362,18 +384,14 @@ def _check_classes(options: PoisonOptions, num_classes: int) -> None:
         )
 
 
-def _check_count(
-    name: str, options: PoisonOptions, wanted: int, basis: int, available: int
-) -> None:
-    rate = getattr(options, name)
-    if rate == 0:
+def _check_count(options: PoisonOptions, wanted: int, basis: int, available: int) -> None:
+    if options.poison_rate == 0:
         return
     pool = _POOLS[options.rate_basis]
-    asked = f"{name} {rate:g} with rate_basis {options.rate_basis.value!r}"
+    asked = f"poison_rate {options.poison_rate:g} with rate_basis {options.rate_basis.value!r}"
     if wanted > available:
-        offered = pool if name == "poison_rate" else "samples that may become covers"
-        if options.label_map is LabelMapping.SOURCE_SPECIFIC and name == "poison_rate":
-            offered = _POOLS[RateBasis.SOURCE_CLASSES]
+        specific = options.label_map is LabelMapping.SOURCE_SPECIFIC
+        offered = _POOLS[RateBasis.SOURCE_CLASSES] if specific else pool
         raise InputError(
             f"{asked} wants {wanted} {offered} and there are {available}; lower the rate"
         )

@@ -95,11 +95,10 @@ class PoisonOptions:
         help="Poisoned samples are drawn once, or anew in every batch, which takes control of the "
         "training.",
     )
-    cover_rate: float = option(
+    cover_ratio: float = option(
         0.0,
         ge=0,
-        le=1,
-        help="Share of the rate basis's total that is altered under its true label.",
+        help="Covers for each poisoned sample: altered by the attacker under their true label.",
     )
     source_classes: tuple[int, ...] = option(
         (), ge=0, help="The classes that a source-specific map attacks."
@@ -137,9 +136,9 @@ def _contradictions(options: PoisonOptions, sources: tuple[int, ...]) -> Iterato
         yield "rate_basis 'source-classes' goes with label_map 'source-specific'"
     if specific and basis in (RateBasis.TARGET_CLASS, RateBasis.ALL_WITHIN_TARGET):
         yield f"rate_basis {basis.value!r} poisons the target class, which is no source class"
-    if options.cover_rate and not (specific or options.own_covers):
+    if options.cover_ratio and not (specific or options.own_covers):
         yield (
-            "cover_rate goes with label_map 'source-specific': a trigger under the true label "
+            "cover_ratio goes with label_map 'source-specific': a trigger under the true label "
             "would undo this attack"
         )
     if basis is RateBasis.APPEND and options.index_policy is IndexPolicy.PER_BATCH:

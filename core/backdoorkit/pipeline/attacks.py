@@ -170,7 +170,7 @@ def plant_covers(
     covers = {
         number: cover
         for number, (part, trigger) in enumerate(zip(parts, triggers, strict=True))
-        if part.attack.config.cover_rate and (cover := part.attack.cover(trigger)) is not None
+        if part.attack.config.cover_ratio and (cover := part.attack.cover(trigger)) is not None
     }
     return _planted(parts, covers, triggers, images) if covers else None
 
