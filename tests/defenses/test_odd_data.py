@@ -62,8 +62,8 @@ def resources_of(shape, classes, reserve):
     )
 
 
-# Batches of 8 leave one image over: of 33 for training, of 41 in reserve, and of the 33 that are left
-# of these when 8 are held out.
+# Batches of 8 leave one image over: of 33 for training, of 41 in reserve, and of the 33 that are
+# left of these when 8 are held out.
 @pytest.mark.parametrize(
     ("shape", "classes"), [((1, 12, 20), 3), ((4, 16, 16), 5), ((3, 16, 16), 2)]
 )

@@ -98,6 +98,30 @@ def test_frozen_statistics_are_what_the_loss_is_computed_with():
         torch.testing.assert_close(ours, theirs - 0.5 * theirs.grad, rtol=1e-4, atol=1e-5)
 
 
+def test_where_the_loss_is_at_its_minimum_it_does_not_rise():
+    # Two images of each class, which are the same for both: no model does better than one half.
+    data = tiny_images(2)
+    images = torch.cat([data.images, data.images])
+    clean = ImageSet.from_tensors(images, torch.tensor([0, 1, 1, 0]), num_classes=4)
+
+    class Undecided(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(3, 4)
+            nn.init.zeros_(self.head.weight)
+            with torch.no_grad():  # classes that are never right have no chance
+                self.head.bias.copy_(torch.tensor([0.0, 0.0, -100.0, -100.0]))
+
+        def forward(self, images):
+            return self.head(images.mean(dim=(2, 3)))
+
+    model = Undecided()
+    before = copy.deepcopy(model.state_dict())
+    tune(model, clean, epochs=5, learning_rate=1.0, batch_size=4, weight_decay=0.0)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], atol=1e-6, rtol=0)
+
+
 def test_everything_is_trained_by_default():
     model = Staged()
     assert changed(model) == {name for name, _ in model.named_parameters()}
