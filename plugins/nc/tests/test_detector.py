@@ -12,7 +12,7 @@ from torch import nn
 from backdoorkit import Need
 from backdoorkit.api import DetectionTask, StructureError, find_structure
 from backdoorkit.hooks.options import structure as configure
-from backdoorkit.testing import tiny_context, tiny_victim
+from backdoorkit.testing import PlantedNetwork, tiny_context, tiny_victim
 from backdoorkit_nc import DetectionConfig, backdoorkit_detectors
 from backdoorkit_nc._detector import NeuralCleanse
 from backdoorkit_nc.filters import screen, stored_filters
@@ -99,6 +99,26 @@ def test_the_clean_twin_is_not_flagged(planted):
     assert stored_filters(result.tensors) == {}
     _, rejected = screen(planted.model().eval(), torch.rand(5, *planted.shape), {})
     assert not rejected.any()
+
+
+class TwoHeads(PlantedNetwork):
+    """Two layers make the logits together, so neither is the last one."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = nn.Linear(64, 8)
+        nn.init.zeros_(self.other.weight)
+        nn.init.zeros_(self.other.bias)
+
+    def forward(self, images):
+        return super().forward(images) + self.other(images.flatten(1))
+
+
+def test_a_model_without_one_last_layer_has_a_verdict_and_no_filter_and_is_told_so(planted):
+    found = detect(planted, TwoHeads(), threshold=0.0, inversion_steps=10)
+    assert found.detected
+    assert found.details["filter"].startswith("none")
+    assert stored_filters(found.tensors) == {}
 
 
 def test_the_family_wise_threshold_is_reported_beside_the_fixed_one(planted, result):

@@ -37,6 +37,8 @@ class NeuralCleanse(Detector[DetectionConfig]):
         if verdict.flagged and structure.has_head:
             rates = self._fit_filters(task, verdict, structure, tensors, context)
             details["filter_reversed_trigger_rejected"] = rates
+        elif verdict.flagged:
+            details["filter"] = "none: it watches the inputs of the last layer, which is not found"
         return DetectionResult(
             score=verdict.score,
             threshold=verdict.threshold,
