@@ -118,7 +118,8 @@ def _victim_facts(run: Run, victim: Step) -> list[tuple[str, str]]:
     poison = victim.inputs.get("poison")
     made = None if poison is None else run.results[poison.key].artifact
     if made is not None:
-        facts.extend((f"{kind} samples", str(n)) for kind, n in made.facts["kinds"].items() if n)
+        counts = made.facts.get("kinds", {})  # none are fixed where the training is controlled
+        facts.extend((f"{kind} samples", str(n)) for kind, n in counts.items() if n)
     victim_made = run.results[victim.key].artifact
     if victim_made is not None and "imported" in victim_made.facts:
         facts.append(("weights", victim_made.facts["imported"]))
