@@ -60,7 +60,7 @@ def test_every_example_of_a_hook_is_a_plugin(code):
 
 
 def test_the_table_of_needs_is_the_code_s():
-    for kind in (Kind.ATTACK, Kind.METRIC):
+    for kind in (Kind.ATTACK, Kind.ANALYSIS, Kind.METRIC):
         needs = ", ".join(f"`{need}`" for need in needs_in_order(kind))
         assert f"| {kind} | {needs} |" in HOOKS
     assert ALLOWED_NEEDS[Kind.DEFENSE] == ALLOWED_NEEDS[Kind.DETECTOR]
@@ -83,8 +83,10 @@ def test_every_state_of_a_plugin_is_explained():
 
 @pytest.mark.parametrize("name", sorted({title(c) for kind in Kind for c in checks_for(kind)}))
 def test_every_check_is_listed(name):
-    listed = CONFORMANCE.replace("weights / verdict", "weights").replace("\n", " ")
-    assert f"| {name} |" in listed or name == "same seed gives the same verdict"
+    listed = CONFORMANCE.replace("\n", " ")
+    one_of_three = re.fullmatch(r"same seed gives the same (weights|verdict|values)", name)
+    row = "same seed gives the same weights / verdict / values" if one_of_three else name
+    assert f"| {row} |" in listed
 
 
 # -- pages made from the registry ------------------------------------------------------------------
