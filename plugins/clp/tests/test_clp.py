@@ -343,9 +343,7 @@ def test_a_batch_norm_without_scale_is_pruned_at_the_filters():
 
 def test_a_network_without_convolutions_is_refused():
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
-    with pytest.raises(
-        StructureError, match=r"Sequential .* \(it has none\); with proxy"
-    ):
+    with pytest.raises(StructureError, match=r"Sequential .* \(it has none\); with proxy"):
         CLP(CLPConfig()).check(find_structure(model, SHAPE))
 
 
