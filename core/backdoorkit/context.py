@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import time
 from collections.abc import Mapping, Sized
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -95,6 +96,7 @@ class Context:
         #: before the number of a call of ``fit``, while an asset is made
         self._scope = ""
         self._assets: list[AssetRecord] = []
+        self._notes: dict[str, Any] = {}
 
     def generator(self, purpose: str, device: torch.device | str | None = None) -> Generator:
         """A random generator for ``purpose``, at the start of its stream, on the CPU by default.
@@ -168,6 +170,26 @@ class Context:
     def assets(self) -> tuple[AssetRecord, ...]:
         """The assets that were asked for so far."""
         return tuple(self._assets)
+
+    def note(self, **facts: Any) -> None:
+        """Put JSON-ready ``facts`` into the record: what an attack's preparation has reached.
+
+        Accuracy of a surrogate, success of a search... Of one name, the last is kept. An asset that
+        is taken from the store does not run again: keep its numbers in it, as tensors. (Defenses
+        and detectors return such facts as ``details``.)
+        """
+        try:
+            json.dumps(facts, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ContractError(
+                f"expected {self.method} to note JSON-ready facts, got {facts!r} ({error})"
+            ) from error
+        self._notes.update(facts)
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What was noted so far."""
+        return dict(self._notes)
 
     def _made_asset(
         self, name: str, facts: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]

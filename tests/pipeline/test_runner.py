@@ -283,6 +283,14 @@ def test_the_run_leaves_recipe_table_record_and_report(
     assert "toy-defense" in html
 
 
+def test_what_an_attack_notes_is_in_record_and_report(recipe: MakeRecipe, run: RunRecipe) -> None:
+    result = run(recipe())
+    record = json.loads((result.directory / "record.json").read_text())
+    (poison,) = (step for step in record["steps"] if step["kind"] == "poison")
+    assert poison["facts"]["notes"] == {"toy-attack": {"patch_quality": 0.875}}
+    assert "toy-attack: patch quality" in result.report.read_text()
+
+
 def test_the_report_escapes_what_it_shows(recipe: MakeRecipe, run: RunRecipe) -> None:
     result = run(recipe(defenses=[defense("<script>alert(1)</script>")]))
     html = result.report.read_text()

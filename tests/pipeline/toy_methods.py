@@ -70,6 +70,7 @@ class ToyArchitecture(Architecture[NoOptions]):
 class ToyAttack(Attack[PoisonOptions]):
     def prepare(self, data: ImageSet, context: Context) -> Trigger:
         CALLS.append("prepare")
+        context.note(patch_quality=0.875)
         return PatchTrigger()
 
     def restore(self, state: dict[str, Tensor]) -> Trigger:

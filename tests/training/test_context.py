@@ -62,6 +62,19 @@ def test_fits_are_repeatable_and_differ_from_each_other(model, data):
     assert not torch.equal(first.head.weight, second.head.weight)
 
 
+def test_notes_are_kept_by_name():
+    surroundings = context()
+    surroundings.note(accuracy=0.5, rounds=3)
+    surroundings.note(accuracy=0.75)
+    assert surroundings.notes == {"accuracy": 0.75, "rounds": 3}
+
+
+@pytest.mark.parametrize("value", [torch.tensor(1.0), float("nan"), {1, 2}])
+def test_a_note_that_no_file_can_hold_is_refused(value):
+    with pytest.raises(ContractError, match="tsbd to note JSON-ready facts"):
+        context().note(accuracy=value)
+
+
 def test_predict_and_accuracy_agree(model, data):
     surroundings = context()
     predicted = surroundings.predict(model, data).argmax(dim=1)

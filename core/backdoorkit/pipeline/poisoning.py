@@ -68,13 +68,14 @@ def freeze(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
 
 
 def attack_cost(contexts: Sequence[Context]) -> dict[str, Any]:
-    """What the attack's own code has spent, and the assets it took or made."""
+    """What the attack's own code has spent and noted, and the assets it took or made."""
     return {
         "cost": {
             "samples_seen": sum(context.samples_seen for context in contexts),
             "gradient_steps": sum(context.gradient_steps for context in contexts),
         },
         "assets": [attrs.asdict(asset) for context in contexts for asset in context.assets],
+        "notes": {context.method: context.notes for context in contexts if context.notes},
     }
 
 

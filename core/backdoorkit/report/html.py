@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from backdoorkit.pipeline.results import NO_DEFENSE, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from backdoorkit.pipeline.plan import Step
     from backdoorkit.pipeline.results import Row, Table
@@ -120,7 +120,16 @@ def _victim_facts(run: Run, victim: Step) -> list[tuple[str, str]]:
     if made is not None:
         counts = made.facts.get("kinds", {})  # none are fixed where the training is controlled
         facts.extend((f"{kind} samples", str(n)) for kind, n in counts.items() if n)
+        facts.extend(_notes(made.facts.get("notes", {})))
     victim_made = run.results[victim.key].artifact
     if victim_made is not None and "imported" in victim_made.facts:
         facts.append(("weights", victim_made.facts["imported"]))
     return facts
+
+
+def _notes(noted: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """What the attacks have noted, numbers as they are read best."""
+    for attack, facts in noted.items():
+        for name, value in facts.items():
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            yield f"{attack}: {name.replace('_', ' ')}", shown
