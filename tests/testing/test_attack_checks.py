@@ -236,3 +236,34 @@ def test_the_checks_images_are_never_written_to(outcomes):
     before = tiny_images(16).images
     outcomes(Kind.ATTACK, with_trigger(apply=in_place))
     assert torch.equal(tiny_images(16).images, before)
+
+
+class Nothing(Corner):
+    def apply(self, images, labels, indices):
+        return images.clone()
+
+
+class Chosen(Good):
+    """Attacks one test image, which stays as it is."""
+
+    trigger = Nothing
+    attacked = (3,)
+
+    def prepare(self, data, context):
+        assert len(context.test_data) > 0
+        return super().prepare(data, context)
+
+    def wanted_labels(self, trigger, labels, ids, num_classes):
+        chosen = torch.isin(ids, torch.tensor(self.attacked, dtype=torch.int64))
+        return torch.where(chosen, self.config.target, -1)
+
+
+def test_chosen_test_images_may_be_attacked_without_a_trigger(outcomes):
+    assert failed(outcomes(Kind.ATTACK, Chosen, needs={Need.TEST_DATA})) == []
+
+
+def test_an_attack_on_chosen_images_must_choose_some(outcomes):
+    class Nobody(Chosen):
+        attacked = ()
+
+    assert failed(outcomes(Kind.ATTACK, Nobody, needs={Need.TEST_DATA})) == ["plants a trigger"]

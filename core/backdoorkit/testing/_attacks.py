@@ -10,6 +10,7 @@ from torch import Tensor
 
 from backdoorkit.data.poison import SampleKind
 from backdoorkit.errors import BackdoorkitError, InputError
+from backdoorkit.hooks.info import Need
 from backdoorkit.hooks.shared_options import PoisonOptions, RateBasis, TrainOptions
 from backdoorkit.pipeline.envelope import seeded
 from backdoorkit.testing._subject import (
@@ -30,6 +31,7 @@ from backdoorkit.testing.tiny import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from backdoorkit.context import Context
     from backdoorkit.contracts import Attack, Trigger
     from backdoorkit.data.images import ImageSet
     from backdoorkit.data.poison import PoisonedSet
@@ -52,9 +54,18 @@ class _Planted:
 
 
 def plants_a_trigger(subject: Subject) -> None:
-    """``prepare`` and ``poison`` run on the CPU, and the trigger changes images."""
+    """``prepare`` and ``poison`` run on the CPU, and the trigger changes images.
+
+    An attack on chosen test images may do without a trigger; then it attacks no others.
+    """
     planted = _planted(subject)
     images, labels, ids = _samples()
+    if Need.TEST_DATA in subject.info.needs:
+        test = _test_images()
+        wanted = planted.attack.wanted_labels(planted.trigger, test.labels, test.ids, NUM_CLASSES)
+        require(bool((wanted >= 0).any()), "it attacks none of the test images")
+        if bool((wanted < 0).any()):
+            return
     triggered = planted.trigger.apply(images, labels, ids)
     require(not torch.equal(triggered, images), "the trigger changes no image")
 
@@ -182,7 +193,7 @@ def leaves_what_is_global_alone(subject: Subject) -> None:
 def works_in_grey_or_says_why_not(subject: Subject) -> None:
     """On one-channel images it works or raises InputError; nothing else."""
     grey = tiny_images(64, image_shape=(1, *IMAGE_SHAPE[1:]))
-    attack, context = subject.create(), tiny_context(subject.name)
+    attack, context = subject.create(), _context(subject, grey=True)
     try:
         with seeded(context):
             trigger = attack.prepare(grey, context)
@@ -199,7 +210,7 @@ def works_in_grey_or_says_why_not(subject: Subject) -> None:
 
 def control_of_the_training_runs(subject: Subject) -> None:
     """Where it controls the training, an epoch with its hooks runs."""
-    planted, context = _planted(subject), tiny_context(subject.name)
+    planted, context = _planted(subject), _context(subject)
     data = tiny_images(_COUNT)
     hooks = planted.attack.control(planted.trigger, data, context)
     controls: bool = subject.config.controls_training
@@ -237,7 +248,7 @@ CHECKS: Final[tuple[Callable[[Subject], None], ...]] = (
 
 def _planted(subject: Subject, *, seed: int = 0, key: str = "") -> _Planted:
     def make() -> _Planted:
-        attack, context = subject.create(), tiny_context(subject.name, seed=seed)
+        attack, context = subject.create(), _context(subject, seed=seed)
         data: ImageSet = tiny_images(_COUNT)
         with watched_global_state() as changed, seeded(context):
             trigger = attack.prepare(data, context)
@@ -249,6 +260,17 @@ def _planted(subject: Subject, *, seed: int = 0, key: str = "") -> _Planted:
     if seed or key:
         _planted(subject)  # where the plain attack fails, the others say nothing new
     return subject.once(key or f"the attack with seed {seed}", make)
+
+
+def _context(subject: Subject, *, seed: int = 0, grey: bool = False) -> Context:
+    """What the attack declares: test images only if it asks for them."""
+    chooses = Need.TEST_DATA in subject.info.needs
+    test = _test_images(grey=grey) if chooses else None
+    return tiny_context(subject.name, seed=seed, test_data=test)
+
+
+def _test_images(*, grey: bool = False) -> ImageSet:
+    return tiny_images(64, seed=4, image_shape=(1 if grey else IMAGE_SHAPE[0], *IMAGE_SHAPE[1:]))
 
 
 def _samples() -> tuple[Tensor, Tensor, Tensor]:

@@ -118,7 +118,12 @@ class PatchTrigger(Trigger):
 
 
 def tiny_context(
-    method: str, *, seed: int = 0, device: torch.device | str = "cpu", oracle: bool = False
+    method: str,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    oracle: bool = False,
+    test_data: ImageSet | None = None,
 ) -> Context:
     """What a method is given beside its task, on the tiny victim; oracle success is always 1."""
     return Context(
@@ -129,6 +134,7 @@ def tiny_context(
         num_classes=NUM_CLASSES,
         precision="float32",
         oracle=(lambda _: 1.0) if oracle else None,
+        test_data=None if test_data is None else lambda: test_data,
     )
 
 
