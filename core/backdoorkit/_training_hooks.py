@@ -54,6 +54,8 @@ class TrainingHooks:
 
     #: options of the running :func:`backdoorkit.training.fit`, set by it
     options: TrainOptions = TrainOptions()
+    #: the model that it trains, set by it: for batches that are made against the model
+    model: nn.Module
 
     def before_augmentation(self, batch: Batch, epoch: int) -> Batch:
         """The batch to augment instead of ``batch``; images as stored, in [0, 1]."""

@@ -87,7 +87,7 @@ def fit(
 
     """
     hooks = TrainingHooks() if hooks is None else hooks
-    hooks.options = options
+    hooks.options, hooks.model = options, model
     if options.epochs == 0:
         return TrainingSummary()
     if len(data) == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import attrs
 import pytest
@@ -43,6 +44,16 @@ def test_are_called_in_order(model, train):
     step = ["transform {0}", "backward", "loss {0}", "step"]
     expected = [[*step, *step, "epoch {0}"], [*step, *step, "epoch {0}"]]
     assert hooks.calls == [call.format(epoch) for epoch in (0, 1) for call in expected[epoch]]
+
+
+def test_batches_can_be_made_against_the_model_from_the_first_on(model, train):
+    class Worst(TrainingHooks):
+        def transform_batch(self, batch, epoch):
+            return attrs.evolve(batch, labels=self.model(batch.images).argmin(1))
+
+    (only,) = train(model, hooks=Worst(), epochs=1, batch_size=37).history
+    assert only.accuracy == 0  # what it learns is what it holds for the least likely
+    assert only.loss > math.log(3)
 
 
 def test_default_loss_smooths_labels_as_the_options_say(model, train):
