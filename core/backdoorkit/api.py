@@ -33,6 +33,7 @@ from backdoorkit.control import AttackHooks, PerBatchPoisoning
 from backdoorkit.data.augmentation import Augmentation
 from backdoorkit.data.batches import Batch, batches
 from backdoorkit.data.images import ImageSet
+from backdoorkit.data.noise import uniform_by_sample
 from backdoorkit.data.poison import (
     NOT_ATTACKED,
     PoisonedSet,
@@ -118,5 +119,6 @@ __all__ = [
     "require_linear_head",
     "split_reserve",
     "train_surrogate",
+    "uniform_by_sample",
     "unlearn",
 ]

@@ -24,5 +24,9 @@ class TestRobustAccuracy(MetricSuite):
     method = "robust-accuracy"
 
 
+class TestCoverAccuracy(MetricSuite):
+    method = "cover-accuracy"
+
+
 class TestDefenseEffectivenessRating(MetricSuite):
     method = "defense-effectiveness-rating"

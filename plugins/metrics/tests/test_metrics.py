@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 import torch
 from torch.nn.functional import one_hot
@@ -10,12 +11,14 @@ from backdoorkit.api import ContractError, Evaluation, Predictions
 from backdoorkit_metrics import (
     AccuracyConfig,
     AttackSuccessConfig,
+    CoverAccuracyConfig,
     DefenseEffectivenessConfig,
     RobustAccuracyConfig,
 )
 from backdoorkit_metrics._metrics import (
     Accuracy,
     AttackSuccessRate,
+    CoverAccuracy,
     DefenseEffectivenessRating,
     RobustAccuracy,
 )
@@ -188,3 +191,65 @@ def test_the_conditional_rule_refuses_images_that_do_not_match():
     )
     with pytest.raises(ContractError, match="do not match"):
         asr(evaluation, "conditional")
+
+
+# -- images that are not attacked, covers, several attacks in one ----------------------------------
+
+
+def targeted(clean, triggered, labels, wanted, **more):
+    return Evaluation(
+        num_classes=CLASSES,
+        clean=predictions(clean, labels),
+        triggered=predictions(triggered, labels, wanted, **more),
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "success", "robust"),
+    [
+        pytest.param("non-target", (1, 2), (1, 2), id="attacked and of another class"),
+        pytest.param("all", (2, 3), (2, 3), id="attacked"),
+        pytest.param("conditional", (1, 2), (1, 2), id="attacked and not yet obeying"),
+    ],
+)
+def test_images_that_are_not_attacked_count_by_no_rule(rule, success, robust):
+    labels = [0, 1, 1, 2, 3]
+    evaluation = targeted([0, 1, 1, 2, 3], [0, 0, 1, 0, 0], labels, [0, 0, 0, -1, -1])
+    assert counts(asr(evaluation, rule)) == success
+    assert counts(ra(evaluation, rule)) == robust
+
+
+def test_without_any_attacked_image_the_rates_are_undefined():
+    evaluation = targeted([1, 2], [0, 0], [1, 2], [-1, -1])
+    assert asr(evaluation).value is None
+    assert ra(evaluation).value is None
+
+
+def test_each_part_of_a_composed_attack_has_a_rate_of_its_own():
+    labels = [0, 1, 2, 3]
+    triggered = predictions(
+        [0, 0, 2, 0, 1, 1, 1, 1], labels * 2, [0] * 4 + [1] * 4, ids=[*range(4)] * 2
+    )
+    triggered = attrs.evolve(triggered, parts=torch.tensor([0] * 4 + [1] * 4))
+    evaluation = Evaluation(
+        num_classes=CLASSES,
+        clean=predictions([0, 0, 2, 3], labels),
+        triggered=triggered,
+        part_names=("patch", "noise"),
+    )
+    columns = AttackSuccessRate(AttackSuccessConfig()).compute(evaluation)
+    assert {name: counts(value) for name, value in columns.items()} == {
+        "ASR": (5, 6),
+        "ASR patch": (2, 3),
+        "ASR noise": (3, 3),
+    }
+    # One image obeys the first part without its trigger.
+    assert counts(asr(evaluation, "conditional")) == (5, 6)
+
+
+def test_covers_are_right_where_they_keep_their_class():
+    metric = CoverAccuracy(CoverAccuracyConfig())
+    covers = predictions([0, 1, 0, 3], [0, 1, 2, 3])
+    value = metric.compute(attrs.evolve(HAND_MADE, covers=covers))["cover ACC"]
+    assert counts(value) == (3, 4)
+    assert metric.compute(HAND_MADE)["cover ACC"].value is None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AccuracyConfig",
     "AttackSuccessConfig",
+    "CoverAccuracyConfig",
     "DefenseEffectivenessConfig",
     "RobustAccuracyConfig",
     "backdoorkit_metrics",
@@ -53,6 +54,11 @@ class RobustAccuracyConfig:
 
 
 @attrs.frozen(kw_only=True)
+class CoverAccuracyConfig:
+    """All covers count: it has no options."""
+
+
+@attrs.frozen(kw_only=True)
 class DefenseEffectivenessConfig:
     """Which images count in the two rates that the rating is made of."""
 
@@ -62,7 +68,7 @@ class DefenseEffectivenessConfig:
 
 @hookimpl
 def backdoorkit_metrics() -> Iterable[MethodInfo]:
-    """The four metrics of most backdoor tables."""
+    """The four metrics of most backdoor tables, and the accuracy on covers."""
     yield MethodInfo(
         name="accuracy",
         summary="ACC: share of clean test images that are classified correctly.",
@@ -97,6 +103,17 @@ def backdoorkit_metrics() -> Iterable[MethodInfo]:
         stage=Stage.INFERENCE,
         needs={Need.PREDICTIONS},
         presets=triggered_presets,
+    )
+    yield MethodInfo(
+        name="cover-accuracy",
+        summary="Cover ACC: share of the attacker's covers of test images that keep their true "
+        "class.",
+        reference="Nguyen, Tran: WaNet, ICLR 2021, and Input-Aware Dynamic Backdoor Attack, "
+        "NeurIPS 2020",
+        implementation="backdoorkit_metrics._metrics:CoverAccuracy",
+        config=CoverAccuracyConfig,
+        stage=Stage.INFERENCE,
+        needs={Need.PREDICTIONS},
     )
     yield MethodInfo(
         name="defense-effectiveness-rating",

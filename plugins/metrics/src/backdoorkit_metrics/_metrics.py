@@ -10,6 +10,7 @@ from backdoorkit.api import ContractError, Metric, MetricValue
 from backdoorkit_metrics import (
     AccuracyConfig,
     AttackSuccessConfig,
+    CoverAccuracyConfig,
     DefenseEffectivenessConfig,
     RobustAccuracyConfig,
 )
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Accuracy",
     "AttackSuccessRate",
+    "CoverAccuracy",
     "DefenseEffectivenessRating",
     "RobustAccuracy",
 ]
@@ -40,11 +42,22 @@ class Accuracy(Metric[AccuracyConfig]):
 
 
 class AttackSuccessRate(Metric[AttackSuccessConfig]):
-    """ASR: mean of [f(T(x)) = η(y)] over the triggered test images that the rule counts."""
+    """ASR: mean of [f(T(x)) = η(y)] over the triggered test images that the rule counts.
+
+    Of a composed attack, over the triggered images of all parts, and of each part alone.
+    """
 
     def compute(self, evaluation: Evaluation) -> Mapping[str, MetricValue]:
-        """Column ``ASR``; undefined without a trigger."""
-        return {"ASR": _attack_success(evaluation, self.config.rule)}
+        """Column ``ASR``, undefined without a trigger; ``ASR part`` for each of several parts."""
+        rule, triggered = self.config.rule, evaluation.triggered
+        columns = {"ASR": _attack_success(evaluation, rule)}
+        if triggered is None or triggered.parts is None:
+            return columns
+        counted = _counted(evaluation.clean, triggered, rule)
+        for number, name in enumerate(evaluation.part_names):
+            own = counted & (triggered.parts == number)
+            columns[f"ASR {name}"] = _share(triggered.hits, own, rule)
+        return columns
 
 
 class RobustAccuracy(Metric[RobustAccuracyConfig]):
@@ -61,6 +74,22 @@ class RobustAccuracy(Metric[RobustAccuracyConfig]):
             return {"RA": MetricValue(value=None, rule=rule)}
         counted = _counted(evaluation.clean, triggered, rule)
         return {"RA": _share(triggered.correct, counted, rule)}
+
+
+class CoverAccuracy(Metric[CoverAccuracyConfig]):
+    """Accuracy on test images that the attacker altered and that keep their label.
+
+    What the papers call noise-mode accuracy (WaNet) or cross accuracy (Input-aware): where it is
+    low and the attack success high, whatever alters an image is the trigger.
+    """
+
+    def compute(self, evaluation: Evaluation) -> Mapping[str, MetricValue]:
+        """Column ``cover ACC``; undefined for attacks without covers of their own."""
+        covers = evaluation.covers
+        if covers is None:
+            return {"cover ACC": MetricValue(value=None, rule="all")}
+        everyone = torch.ones_like(covers.correct)
+        return {"cover ACC": _share(covers.correct, everyone, "all")}
 
 
 class DefenseEffectivenessRating(Metric[DefenseEffectivenessConfig]):
@@ -100,18 +129,21 @@ def _attack_success(evaluation: Evaluation, rule: TriggeredRule) -> MetricValue:
 
 
 def _counted(clean: Predictions, triggered: Predictions, rule: TriggeredRule) -> Tensor:
-    """Which triggered images count (bool, N)."""
+    """Which triggered images count (bool, N); none that the attacker does not attack."""
     if rule == "non-target":
         return triggered.eligible
     if rule == "all":
-        return torch.ones_like(triggered.correct)
-    if triggered.targets is None or not torch.equal(clean.ids, triggered.ids):
+        return triggered.attacked
+    # A composed attack has the clean images once for each part.
+    times, rest = divmod(len(triggered), max(1, len(clean)))
+    if rest or not torch.equal(clean.ids.repeat(times), triggered.ids):
         raise ContractError(
             "rule 'conditional' compares each image with and without the trigger: expected "
-            f"triggered images with targets and the ids of the clean ones, got {len(clean)} clean "
-            f"and {len(triggered)} triggered images that do not match"
+            f"triggered images with the ids of the clean ones, got {len(clean)} clean and "
+            f"{len(triggered)} triggered images that do not match"
         )
-    return clean.predicted != triggered.targets
+    assert triggered.targets is not None
+    return triggered.attacked & (clean.predicted.repeat(times) != triggered.targets)
 
 
 def _share(hits: Tensor, counted: Tensor, rule: str) -> MetricValue:
