@@ -29,3 +29,13 @@ class TestActiveness(AnalysisSuite):
 class TestActivenessWhileUnlearning(AnalysisSuite):
     method = "activeness"
     config: ClassVar = {"preset": "paper"}
+
+
+class TestTriggerActivatedChange(AnalysisSuite):
+    method = "trigger-activated-change"
+    config: ClassVar = {"unlearning_rate": 1e-3}
+
+
+class TestTriggerActivatedChangeAsBackdoorBench(AnalysisSuite):
+    method = "trigger-activated-change"
+    config: ClassVar = {"preset": "backdoorbench", "max_epochs": 1, "images": 50}

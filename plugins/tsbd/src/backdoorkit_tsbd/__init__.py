@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ActivenessConfig",
     "TSBDConfig",
+    "TriggerActivatedChangeConfig",
     "UnlearningCorrelationConfig",
     "backdoorkit_analyses",
     "backdoorkit_defenses",
@@ -163,6 +164,41 @@ class ActivenessConfig:
     momentum: float = option(0.9, ge=0, lt=1, help="SGD momentum of these steps.")
 
 
+@attrs.frozen(kw_only=True)
+class TriggerActivatedChangeConfig:
+    """What is measured, and the unlearning whose weight changes are compared with it."""
+
+    layers: Literal["auto", "conv", "linear"] = option(
+        "auto", help="Whose neurons are looked at, as in the defense; attention's rows are not."
+    )
+    norm: Literal["l1", "l2"] = option(
+        "l2",
+        help="Norm of the difference of a channel's maps: l2 as in the definition, l1 as in "
+        "BackdoorBench.",
+    )
+    after_norm: bool = option(
+        True,
+        help="Look at channels behind the batch norm of layers that have one to themselves, so "
+        "that channels are of comparable size; without, at the layer's own output.",
+    )
+    images: int = option(1000, ge=1, help="Most test images that are looked at.")
+    ratio: float = option(
+        0.1, gt=0, le=1, symbol="q", help="Share of a layer's neurons whose coverage is told."
+    )
+    unlearning_rate: float = option(
+        1e-4, gt=0, help="Learning rate of unlearning in its first epoch."
+    )
+    unlearning_growth: float = option(
+        1.25, ge=1, help="Factor on that learning rate after every epoch; 1 keeps it constant."
+    )
+    max_epochs: int = option(1000, ge=1, help="Most epochs of an unlearning.")
+    stop_success: float = option(
+        0.05, ge=0, le=1, help="Attack success on the reserve at which poison unlearning ends."
+    )
+    batch_size: int = option(64, ge=1, help="Images per step of unlearning.")
+    momentum: float = option(0.9, ge=0, lt=1, help="SGD momentum of unlearning.")
+
+
 # CIFAR-10, 5 % reserve. Where mirroring changes the class: horizontal_flip = false.
 _PAPER = {
     "neuron_ratio": 0.15,
@@ -225,4 +261,21 @@ def backdoorkit_analyses() -> Iterable[MethodInfo]:
         config=ActivenessConfig,
         needs={Need.WEIGHTS, Need.CLEAN_SAMPLES, Need.CLEAN_TWIN},
         presets={"paper": {"update": True, "batch_size": 256}},
+    )
+    yield MethodInfo(
+        name="trigger-activated-change",
+        summary="How far the trigger moves every neuron (TAC), and how many of those moved most "
+        "are found by weight change or low activation.",
+        reference="Zheng, Tang, Li and Liu, Data-free Backdoor Removal based on Channel "
+        f"Lipschitzness, ECCV 2022; coverage: {_REFERENCE}",
+        implementation="backdoorkit_tsbd._trigger_activated_change:TriggerActivatedChange",
+        config=TriggerActivatedChangeConfig,
+        needs={
+            Need.WEIGHTS,
+            Need.CLEAN_SAMPLES,
+            Need.TRIGGER,
+            Need.CLEAN_TWIN,
+            Need.TEST_DATA,
+        },
+        presets={"backdoorbench": {"norm": "l1", "after_norm": False}},
     )

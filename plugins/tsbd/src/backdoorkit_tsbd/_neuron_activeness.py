@@ -148,7 +148,7 @@ def _sorted_curves(victim: Tensor, twin: Tensor, losses: dict[str, float]) -> Fi
     figure, (axes,) = new_figure()
     drawn = (("backdoored model", victim, "victim", "C3"), ("clean twin", twin, "twin", "C0"))
     for label, scores, name, colour in drawn:
-        heights = scores.sort(descending=True).values.cpu()
+        heights = scores.sort(descending=True).values.tolist()
         text = f"{label} (clean loss {losses[name]:.2g})"
         axes.plot(range(1, len(heights) + 1), heights, color=colour, label=text)
     axes.set_xlabel("neurons of the last layer, sorted")

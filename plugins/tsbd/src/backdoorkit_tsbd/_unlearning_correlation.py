@@ -188,7 +188,7 @@ def _scatter(victim: Observed, twin: Observed, last: str) -> Figure:
     figure, panels = new_figure(2)
     titled = (("backdoored model", victim, "C3"), ("clean twin", twin, "C0"))
     for axes, (name, run, colour) in zip(panels, titled, strict=True):
-        x, y = run.by_clean[last].cpu(), run.by_other[last].cpu()
+        x, y = run.by_clean[last].tolist(), run.by_other[last].tolist()
         correlation = run.agreement.by_layer[last][0]
         told = "undefined" if correlation is None else f"{correlation:.2f}"
         axes.scatter(x, y, s=14, alpha=0.6, color=colour, linewidths=0)
