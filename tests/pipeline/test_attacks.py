@@ -157,12 +157,12 @@ def test_an_interrupted_controlled_training_ends_with_the_same_bits(
         return attacks.Learning.after_epoch(self, model, epoch, metrics)
 
     dying = type("Dying", (attacks.Learning,), {"after_epoch": kill})
+
+    def control(self, trigger, data, context):
+        return dying(trigger, context)
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            attacks.Learned,
-            "control",
-            lambda self, trigger, data, context: dying(trigger, context, None),
-        )
+        patch.setattr(attacks.Learned, "control", control)
         with pytest.raises(Killed):
             run(chosen)
     attacks.CALLS.clear()
