@@ -313,3 +313,18 @@ def test_composed_attacks_that_differ_in_options_are_told_apart(recipe) -> None:
     ]
     labels = [entry.attack for entry in plan(recipe(attacks=COMPOSED + other)).entries]
     assert labels == ["toy-attack + searched (target=0)", "toy-attack + searched (target=3)"]
+
+
+# -- what attacks cost -----------------------------------------------------------------------------
+
+
+def test_a_run_tells_what_its_attacks_cost(recipe, run) -> None:
+    result = run(recipe(attacks=[{"name": "none"}, {"name": "searched"}]))
+    (cost,) = result.table.attacks
+    assert cost.attack == "searched"
+    assert cost.samples_seen == 100 + 2 * 160  # the search and two epochs
+    assert cost.gradient_steps == 10 + 2 * 5
+    assert cost.training_seconds > 0
+    text = result.table.to_text()
+    assert "assets s  poisoning s  training s  samples seen" in text
+    assert "What the attacks cost" in result.report.read_text()

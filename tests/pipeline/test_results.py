@@ -6,7 +6,16 @@ import json
 
 import pytest
 
-from backdoorkit.pipeline.results import NO_DEFENSE, Cell, Cost, Detection, Row, Table, percent
+from backdoorkit.pipeline.results import (
+    NO_DEFENSE,
+    AttackCost,
+    Cell,
+    Cost,
+    Detection,
+    Row,
+    Table,
+    percent,
+)
 
 
 def cell(seed: int, **values: float | None) -> Cell:
@@ -90,3 +99,26 @@ def test_json_is_plain_and_holds_every_seed() -> None:
     plain = json.loads(json.dumps(table.to_json()))
     assert [seed["seed"] for seed in plain["rows"][0]["seeds"]] == [0, 1]
     assert plain["rows"][0]["mean"]["ACC"] == pytest.approx(0.85)
+
+
+# -- what attacks cost -----------------------------------------------------------------------------
+
+
+def cost(attack: str, seed: int = 0, **seconds: float) -> AttackCost:
+    parts = {f"{name}_seconds": value for name, value in seconds.items()}
+    return AttackCost(
+        data="digits", model="small-cnn", attack=attack, seed=seed, samples_seen=100 + seed, **parts
+    )
+
+
+def test_attacks_cost_their_mean_over_seeds() -> None:
+    costs = (cost("a", 0, assets=1.0, training=2.0), cost("a", 2, assets=3.0), cost("b"))
+    header, body = Table(columns=(), rows=(), attacks=costs).attacks_grid()
+    assert header == ["attack", "assets s", "poisoning s", "training s", "samples seen"]
+    assert body == [["a", "2.0", "0.0", "1.0", "101"], ["b", "0.0", "0.0", "0.0", "100"]]
+
+
+def test_text_and_json_tell_what_attacks_cost() -> None:
+    table = Table(columns=(), rows=(), attacks=(cost("a", training=2.0),))
+    assert table.to_text().splitlines()[-1].split() == ["a", "0.0", "0.0", "2.0", "100"]
+    assert table.to_json()["attacks"][0]["training_seconds"] == 2.0

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from backdoorkit.pipeline.results import Cell, Cost, Detection, Finding, Row, Table
+from backdoorkit.pipeline.results import (
+    NO_DEFENSE,
+    AttackCost,
+    Cell,
+    Cost,
+    Detection,
+    Finding,
+    Row,
+    Table,
+)
 
 if TYPE_CHECKING:
     from backdoorkit.pipeline.plan import Entry
@@ -16,7 +25,7 @@ __all__ = ["collect"]
 def collect(run: Run) -> Table:
     """The table of a run whose steps have all been tried."""
     rows: dict[tuple[str, ...], list[Cell]] = {}
-    detections, findings = [], []
+    detections, findings, attacks = [], [], []
     columns: dict[str, None] = {}
     for entry in run.plan.entries:
         if entry.detect is not None:
@@ -25,6 +34,8 @@ def collect(run: Run) -> Table:
         if entry.analyze is not None or entry.skipped:
             findings.append(_finding(run, entry))
             continue
+        if entry.defense == NO_DEFENSE:
+            attacks += _attack_cost(run, entry)
         cell = _cell(run, entry)
         columns.update(dict.fromkeys(cell.metrics))
         names = (entry.data, entry.model, entry.attack, entry.defense)
@@ -37,6 +48,7 @@ def collect(run: Run) -> Table:
         ),
         detections=tuple(detections),
         findings=tuple(findings),
+        attacks=tuple(attacks),
     )
 
 
@@ -54,6 +66,32 @@ def _cell(run: Run, entry: Entry) -> Cell:
         clean_samples=facts.get("clean_samples", 0),
         oracle=facts.get("oracle", False),
     )
+
+
+def _attack_cost(run: Run, entry: Entry) -> list[AttackCost]:
+    """One cost; none where nobody attacked, and where the victim was made elsewhere or failed."""
+    poison = entry.victim.inputs.get("poison")
+    if poison is None:
+        return []
+    made = [run.results[step.key].artifact for step in (poison, entry.victim)]
+    facts = [artifact.facts for artifact in made if artifact is not None]
+    if len(facts) < 2:
+        return []
+    poisoning, training = (Cost.from_json(fact["cost"]) for fact in facts)
+    assets = [Cost.from_json(asset) for fact in facts for asset in fact.get("assets", [])]
+    everything = [poisoning, training, *assets]
+    cost = AttackCost(
+        data=entry.data,
+        model=entry.model,
+        attack=entry.attack,
+        seed=entry.seed,
+        assets_seconds=sum(asset.seconds for asset in assets),
+        poisoning_seconds=poisoning.seconds,
+        training_seconds=training.seconds,
+        samples_seen=sum(part.samples_seen for part in everything),
+        gradient_steps=sum(part.gradient_steps for part in everything),
+    )
+    return [cost]
 
 
 def _detection(run: Run, entry: Entry) -> Detection:

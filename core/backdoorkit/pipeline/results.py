@@ -16,7 +16,17 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["NO_DEFENSE", "Cell", "Cost", "Detection", "Finding", "Row", "Table", "percent"]
+__all__ = [
+    "NO_DEFENSE",
+    "AttackCost",
+    "Cell",
+    "Cost",
+    "Detection",
+    "Finding",
+    "Row",
+    "Table",
+    "percent",
+]
 
 #: Label of the row that shows the model as it was, before any defense.
 NO_DEFENSE = "no defense"
@@ -128,6 +138,24 @@ class Finding:
 
 
 @attrs.frozen(kw_only=True)
+class AttackCost:
+    """What one victim cost its attacker, whether it was made in this run or found."""
+
+    data: str
+    model: str
+    attack: str
+    seed: int
+    #: surrogates, encoders, optimised patterns
+    assets_seconds: float = 0.0
+    #: preparing the trigger and poisoning the training set, without the assets
+    poisoning_seconds: float = 0.0
+    training_seconds: float = 0.0
+    #: images that went through gradient computations, in all of it
+    samples_seen: int = 0
+    gradient_steps: int = 0
+
+
+@attrs.frozen(kw_only=True)
 class Table:
     """All rows of a run, in the order of its recipe."""
 
@@ -135,6 +163,7 @@ class Table:
     rows: tuple[Row, ...]
     detections: tuple[Detection, ...] = ()
     findings: tuple[Finding, ...] = ()
+    attacks: tuple[AttackCost, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -163,16 +192,21 @@ class Table:
             ],
             "detections": [attrs.asdict(detection) for detection in self.detections],
             "analyses": [attrs.asdict(finding) for finding in self.findings],
+            "attacks": [attrs.asdict(cost) for cost in self.attacks],
         }
 
     def to_text(self) -> str:
-        """Aligned plain text: a section for repaired models, one for verdicts, one per analysis."""
+        """Aligned plain text: a section for repaired models, one for verdicts, one per analysis,
+        one for what the attacks cost.
+        """
         sections = []
         if self.rows:
             sections.append(_align(self._header(), [self._cells(row) for row in self.rows]))
         if self.detections:
             sections.append(_align(_DETECTION_HEADER, [_verdict(d) for d in self.detections]))
         sections += [_align(header, body) for header, body in self.findings_grids()]
+        if self.attacks:
+            sections.append(_align(*self.attacks_grid()))
         if notes := self.footnotes():
             sections.append("\n".join(notes))
         return "\n\n".join(sections)
@@ -188,6 +222,26 @@ class Table:
             if not finding.skipped:
                 by_analysis.setdefault(finding.analysis, []).append(finding)
         return [_findings_grid(findings) for findings in by_analysis.values()]
+
+    def attacks_grid(self) -> tuple[list[str], list[list[str]]]:
+        """Header and body, as text, of what each attack cost, on average over its seeds."""
+        varying = [n for n in ("data", "model") if len({getattr(c, n) for c in self.attacks}) > 1]
+        shown = [*varying, "attack"]
+        by_names: dict[tuple[str, ...], list[AttackCost]] = {}
+        for cost in self.attacks:
+            by_names.setdefault(tuple(getattr(cost, name) for name in shown), []).append(cost)
+        body = [
+            [
+                *names,
+                *(
+                    f"{statistics.fmean(getattr(cost, f'{part}_seconds') for cost in costs):.1f}"
+                    for part in ("assets", "poisoning", "training")
+                ),
+                f"{statistics.fmean(cost.samples_seen for cost in costs):.0f}",
+            ]
+            for names, costs in by_names.items()
+        ]
+        return [*shown, "assets s", "poisoning s", "training s", "samples seen"], body
 
     def _shown(self) -> list[str]:
         """Leave out what is the same in every row, except attack and defense."""

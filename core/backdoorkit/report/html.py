@@ -39,6 +39,7 @@ def render_report(run: Run, table: Table, record: dict[str, Any]) -> str:
         analyses=list(_analyses(table)),
         scatter=_scatter(table),
         attacks=list(_attacks(run)),
+        costs=table.attacks_grid() if table.attacks else None,
         rules=_rules(table),
         recipe=run.recipe.to_toml(),
         percent=percent,
@@ -102,10 +103,13 @@ def _attacks(run: Run) -> Iterator[dict[str, Any]]:
             continue
         shown.add(names)
         history = artifact.facts.get("training", {}).get("history", [])
+        samples = artifact.file("samples.safetensors")
+        sheet = contact_sheet(samples)
         yield {
             "title": f"{entry.attack} on {entry.data}, {entry.model}",
-            "trigger": trigger_picture(artifact.file("samples.safetensors")),
-            "sheet": contact_sheet(artifact.file("samples.safetensors")),
+            "trigger": trigger_picture(samples),
+            "sheet": sheet.uri,
+            "rows": sheet.rows,
             "curves": curves(history) if history else None,
             "facts": _victim_facts(run, entry.victim),
         }
@@ -120,6 +124,10 @@ def _victim_facts(run: Run, victim: Step) -> list[tuple[str, str]]:
     if made is not None:
         counts = made.facts.get("kinds", {})  # none are fixed where the training is controlled
         facts.extend((f"{kind} samples", str(n)) for kind, n in counts.items() if n)
+        if made.facts.get("controls_training"):
+            facts.append(("training", "controlled by the attacker"))
+        if made.facts.get("test_data"):
+            facts.append(("test images", "known to the attacker, who chose among them"))
         facts.extend(_notes(made.facts.get("notes", {})))
     victim_made = run.results[victim.key].artifact
     if victim_made is not None and "imported" in victim_made.facts:

@@ -6,6 +6,7 @@ import base64
 import io
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import numpy as np
 from safetensors.numpy import load_file
 
@@ -16,32 +17,62 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["contact_sheet", "curves", "png_file", "scatter", "trigger_picture"]
+__all__ = ["Sheet", "contact_sheet", "curves", "png_file", "scatter", "trigger_picture"]
 
 #: pixels on the screen per row of a contact sheet
 _TILE = 64
 
 
+@attrs.frozen
+class Sheet:
+    """A contact sheet, and what its rows show."""
+
+    image: NDArray[np.uint8]
+    #: from top to bottom
+    rows: tuple[str, ...]
+
+    @property
+    def uri(self) -> str:
+        """As a PNG in a data URI."""
+        return _png(self.image)
+
+    def png_bytes(self) -> bytes:
+        """As a PNG file."""
+        return _png_bytes(self.image)
+
+
 def trigger_picture(samples: Path) -> str | None:
-    """The trigger on a flat grey image, as PNG; None without an attack."""
+    """Each trigger on a flat grey image, side by side, as PNG; None without an attack."""
     tensors = load_file(samples)
-    return _png(_framed(tensors["trigger"], 3 * _TILE)[0]) if "trigger" in tensors else None
+    shown = [_framed(tensors[name], 3 * _TILE)[0] for name in _named(tensors, "trigger")]
+    return _png(np.concatenate(shown, axis=2)) if shown else None
 
 
-def contact_sheet(samples: Path) -> str:
-    """Clean images, triggered images and their difference times ten, in three rows, as PNG.
+def contact_sheet(samples: Path) -> Sheet:
+    """Clean images, triggered images and their difference times ten, each in a row.
 
-    ``samples`` holds ``clean`` and, after an attack, ``triggered`` (uint8, N x C x H x W).
+    ``samples`` holds ``clean`` (uint8, N x C x H x W) and, after an attack, ``triggered``; of a
+    composed attack ``triggered.0`` and so on, and ``cover`` where it makes covers of its own.
     """
     tensors = load_file(samples)
-    rows = [tensors["clean"]]
-    if "triggered" in tensors:
-        difference = tensors["triggered"].astype(np.int16) - tensors["clean"].astype(np.int16)
+    rows = {"as they are": tensors["clean"]}
+    for name in (*_named(tensors, "triggered"), *_named(tensors, "cover")):
+        what, _, number = name.partition(".")
+        title = what if not number else f"{what} {int(number) + 1}"
+        difference = tensors[name].astype(np.int16) - tensors["clean"].astype(np.int16)
         # Grey is no change; brighter and darker are the trigger's sign.
         amplified = np.clip(128 + 10 * difference, 0, 255).astype(np.uint8)
-        rows += [tensors["triggered"], amplified]
-    sheet = np.concatenate([np.concatenate(list(_framed(row)), axis=2) for row in rows], axis=1)
-    return _png(sheet)
+        rows |= {title: tensors[name], f"{title}: difference times ten": amplified}
+    framed = [np.concatenate(_framed(row), axis=2) for row in rows.values()]
+    return Sheet(np.concatenate(framed, axis=1), tuple(rows))
+
+
+def _named(tensors: Mapping[str, Any], name: str) -> list[str]:
+    """``name``, or ``name.0``, ``name.1``..., of what there is."""
+    numbered = [key for key in tensors if key.startswith(f"{name}.")]
+    return sorted(numbered, key=lambda key: int(key.rpartition(".")[2])) or [
+        key for key in tensors if key == name
+    ]
 
 
 def _framed(images: NDArray[np.uint8], side: int = _TILE) -> list[NDArray[np.uint8]]:
@@ -53,13 +84,17 @@ def _framed(images: NDArray[np.uint8], side: int = _TILE) -> list[NDArray[np.uin
 
 
 def _png(image: NDArray[np.uint8]) -> str:
+    return _uri("image/png", _png_bytes(image))
+
+
+def _png_bytes(image: NDArray[np.uint8]) -> bytes:
     from PIL import Image
 
     channels_last = np.ascontiguousarray(image.transpose(1, 2, 0))
     picture = Image.fromarray(channels_last[..., 0] if image.shape[0] == 1 else channels_last)
     stream = io.BytesIO()
     picture.save(stream, format="PNG", optimize=True)
-    return _uri("image/png", stream.getvalue())
+    return stream.getvalue()
 
 
 def png_file(path: Path) -> str:
