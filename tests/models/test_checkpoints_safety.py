@@ -113,9 +113,26 @@ def test_allowance_for_numpy_does_not_outlive_the_reading(path):
     assert set(torch.serialization.get_safe_globals()) == before
 
 
-def test_numpy_arrays_are_not_on_the_list(path):
-    torch.save({"net": WEIGHTS, "order": np.arange(3)}, path)
-    assert "numpy.ndarray" in refusal(path, UnsafeFileError)
+def test_arrays_beside_the_weights_are_passed_over_and_never_made(path, monkeypatch):
+    torch.save({"net": WEIGHTS, "order": np.arange(3), "names": np.array(["a", "b"])}, path)
+    made = []
+    monkeypatch.setattr(np, "frombuffer", lambda *_, **__: made.append(1))
+    monkeypatch.setattr(
+        "backdoorkit.models._pickles._Ignored.__setstate__", lambda *_: made.append("stand-in")
+    )
+    assert read_weights(path).keys() == WEIGHTS.keys()
+    assert set(made) == {"stand-in"}
+
+
+def test_other_names_of_numpy_are_not_on_the_list(path):
+    torch.save({"net": WEIGHTS, "generator": np.random.default_rng(0)}, path)
+    assert "numpy" in refusal(path, UnsafeFileError)
+
+
+def test_onnx_files_are_refused_by_name(tmp_path):
+    path = tmp_path / "victim.onnx"
+    path.write_bytes(b"\x08\x07\x12\x07pytorch" + bytes(64))
+    assert "ONNX" in refusal(path)
 
 
 def test_whole_models_are_refused_and_the_state_dict_asked_for(path):

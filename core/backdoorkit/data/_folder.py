@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["ImageFolder"]
+__all__ = ["EXTENSIONS", "ImageFolder"]
 
-_EXTENSIONS: Final = frozenset(
+EXTENSIONS: Final = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
 )
 _TEST_NAMES: Final = ("test", "val", "validation")
@@ -143,10 +143,10 @@ def _pictures_of(folder: Path) -> list[Path]:
     found = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in _EXTENSIONS and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
     )
     if not found:
         raise InputError(
-            f"image-folder: {folder} holds no pictures ({', '.join(sorted(_EXTENSIONS))})"
+            f"image-folder: {folder} holds no pictures ({', '.join(sorted(EXTENSIONS))})"
         )
     return found

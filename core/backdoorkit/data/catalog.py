@@ -8,6 +8,8 @@ from backdoorkit.data.options import (
     DigitsOptions,
     DownloadOptions,
     FolderOptions,
+    GivenImagesOptions,
+    NoImagesOptions,
     TrafficSignOptions,
 )
 from backdoorkit.hooks.hookspecs import hookimpl
@@ -86,5 +88,19 @@ def backdoorkit_datasets() -> Iterable[MethodInfo]:
         summary="Pictures of your own in one folder per class.",
         implementation="backdoorkit.data._folder:ImageFolder",
         config=FolderOptions,
+        stage=Stage.DATA,
+    )
+    yield MethodInfo(
+        name="given-images",
+        summary="A few pictures beside a model that somebody was handed; labels as far as known.",
+        implementation="backdoorkit.data._given:GivenImages",
+        config=GivenImagesOptions,
+        stage=Stage.DATA,
+    )
+    yield MethodInfo(
+        name="no-images",
+        summary="No pictures at all, for what needs none: uniform grey images, one per class.",
+        implementation="backdoorkit.data._given:NoImages",
+        config=NoImagesOptions,
         stage=Stage.DATA,
     )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from backdoorkit.contracts import Dataset
     from backdoorkit.hooks.registry import Registry
 
-__all__ = ["PictureForm", "StreamedFiles", "load_split", "picture_sizes"]
+__all__ = ["PictureForm", "StreamedFiles", "load_split", "picture_modes", "picture_sizes"]
 
 #: what Pillow may try; its other decoders are old, rare, or run programs
 _FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -151,10 +151,19 @@ def picture_sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
     return list(_readers().map(_picture_size, paths))
 
 
+def picture_modes(paths: Sequence[Path]) -> list[str]:
+    """Pillow's mode of each picture (``L`` is grey, ``RGB`` coloured), from its header alone."""
+    return [mode for _, mode in _readers().map(_picture_facts, paths)]
+
+
 def _picture_size(path: Path) -> tuple[int, int]:
+    return _picture_facts(path)[0]
+
+
+def _picture_facts(path: Path) -> tuple[tuple[int, int], str]:
     try:
         with Image.open(path, formats=_FORMATS) as picture:
-            return picture.size
+            return picture.size, picture.mode
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be read as a picture: {_one_line(error)}") from error
 

@@ -14,6 +14,8 @@ __all__ = [
     "DigitsOptions",
     "DownloadOptions",
     "FolderOptions",
+    "GivenImagesOptions",
+    "NoImagesOptions",
     "TrafficSignOptions",
 ]
 
@@ -102,3 +104,51 @@ class FolderOptions:
         help="Read the pictures for every batch instead of keeping them in memory; auto does so "
         "where they would take more than a quarter of the free memory.",
     )
+
+
+@attrs.frozen(kw_only=True)
+class GivenImagesOptions:
+    """A few pictures that belong to a model somebody was handed."""
+
+    path: Path = option(
+        help="Folder of pictures, or of one folder of pictures per class. All of them are in both "
+        "splits."
+    )
+    num_classes: int = option(ge=2, help="Classes K of the model.")
+    labels: Path | None = option(
+        None, help="CSV file without a header, with lines FILE,LABEL; FILE is relative to path."
+    )
+    class_names: tuple[str, ...] = option(
+        (), help="Names of the class folders in the order of the model's classes 0, 1, 2..."
+    )
+    size: int | None = option(
+        None, ge=1, help="Side in pixels. Default: as they are, and all must have one size."
+    )
+    fit: Literal["crop", "stretch"] = option(
+        "crop",
+        help="How a picture that is not square gets its size: cut in the middle, or stretched.",
+    )
+    channels: int = option(3, choices=(1, 3), help="3 for RGB, 1 for grey.")
+    convert: bool = option(
+        False,
+        help="Bring grey pictures to RGB, or coloured ones to grey, where channels ask for it. "
+        "Default: refuse them.",
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"class_names must have one name for each of {self.num_classes} classes, not "
+                f"{len(self.class_names)}"
+            )
+        if self.class_names and self.labels is not None:
+            raise ValueError("set either labels or class_names, not both")
+
+
+@attrs.frozen(kw_only=True)
+class NoImagesOptions:
+    """The form of images that nobody has given."""
+
+    num_classes: int = option(ge=2, help="Classes K of the model.")
+    size: int = option(ge=1, help="Side in pixels of the images that the model takes.")
+    channels: int = option(3, choices=(1, 3), help="3 for RGB, 1 for grey.")

@@ -7,19 +7,35 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
+import attrs
 import torch
 from torch import Tensor
 
 from backdoorkit.errors import InputError, nearest
 from backdoorkit.models._pickles import printable
-from backdoorkit.models.catalog import CallableConfig, TorchvisionConfig, backdoorkit_models
+from backdoorkit.models.catalog import (
+    CallableConfig,
+    FixedConfig,
+    PreActResNetConfig,
+    SmallCNNConfig,
+    TorchvisionConfig,
+    ViTConfig,
+    backdoorkit_models,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from backdoorkit.hooks.info import MethodInfo
 
-__all__ = ["infer_architecture", "infer_num_classes", "listed", "refuse_mismatch"]
+__all__ = [
+    "InferredNetwork",
+    "infer_architecture",
+    "infer_network",
+    "infer_num_classes",
+    "listed",
+    "refuse_mismatch",
+]
 
 Weights: TypeAlias = Mapping[str, Tensor]
 
@@ -74,11 +90,70 @@ def infer_architecture(weights: Weights) -> str | None:
     return next((info.name for info in _buildable() if _names_in(info) == names), None)
 
 
+@attrs.frozen(kw_only=True)
+class InferredNetwork:
+    """An architecture of the core whose parameters have just these names and shapes."""
+
+    #: as the registry calls it
+    name: str
+    #: options by which it has these shapes
+    options: Mapping[str, Any]
+    #: number of classes K
+    num_classes: int
+    #: channels of the images
+    channels: int
+
+
+def infer_network(weights: Weights) -> InferredNetwork | None:
+    """The one architecture of the core that has these weights; None where none or several have.
+
+    Transformers are not told: nothing in their weights says how many heads they have.
+    """
+    weights = _without_normalization(weights)
+    first = next((value for value in weights.values() if value.ndim == 4), None)
+    if first is None or _head(weights) is None:
+        return None
+    classes, (width, channels) = infer_num_classes(weights), first.shape[:2]
+    names, found = _parameter_names(weights), []
+    for info in _buildable():
+        for options in _possible_options(info.config, width):
+            expected = _untrained(info, options, channels, classes)
+            if _parameter_names(expected) == names and all(
+                expected[name].shape == weights[name].shape for name in names
+            ):
+                found.append(
+                    InferredNetwork(
+                        name=info.name, options=options, num_classes=classes, channels=channels
+                    )
+                )
+    return found[0] if len(found) == 1 else None
+
+
+def _possible_options(config: type, width: int) -> list[dict[str, Any]]:
+    if config is FixedConfig:
+        return [{}]
+    if config is ViTConfig:
+        return []
+    if config is SmallCNNConfig:
+        return [{"width": width, "stages": stages} for stages in range(1, 7)]
+    if config is PreActResNetConfig:
+        return [{"width": width, "final_norm": norm} for norm in (False, True)]
+    return [{"width": width}]
+
+
+def _without_normalization(weights: Weights) -> dict[str, Tensor]:
+    if not weights.keys() >= _NORMALIZATION:
+        return dict(weights)
+    return {
+        name.removeprefix("network."): value
+        for name, value in weights.items()
+        if name not in _NORMALIZATION
+    }
+
+
 def _parameter_names(weights: Weights) -> frozenset[str]:
-    names = {name for name in weights if not name.endswith("num_batches_tracked")}
-    if names >= _NORMALIZATION:
-        names = {name.removeprefix("network.") for name in names - _NORMALIZATION}
-    return frozenset(names)
+    plain = _without_normalization(weights)
+    return frozenset(name for name in plain if not name.endswith("num_batches_tracked"))
 
 
 def _buildable() -> list[MethodInfo]:
@@ -87,11 +162,18 @@ def _buildable() -> list[MethodInfo]:
 
 
 def _names_in(info: MethodInfo) -> frozenset[str]:
+    return _parameter_names(_untrained(info, {}, 3, 10))
+
+
+def _untrained(
+    info: MethodInfo, options: Mapping[str, Any], channels: int, num_classes: int
+) -> Weights:
     module, _, name = info.implementation.partition(":")
-    architecture = getattr(importlib.import_module(module), name)(info.config())
+    architecture = getattr(importlib.import_module(module), name)(info.config(**options))
     # On the meta device nothing is allocated, and no random number is drawn.
     with torch.device("meta"):
-        return _parameter_names(architecture.build((3, 32, 32), 10).state_dict())
+        weights: Weights = architecture.build((channels, 32, 32), num_classes).state_dict()
+    return weights
 
 
 # -- refusals --------------------------------------------------------------------------------------

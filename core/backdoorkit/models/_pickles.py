@@ -2,9 +2,9 @@
 
 Two gates stand one behind the other. A scan lists what the pickles of a file want to import,
 without executing them, and refuses all but the few names that weights need. Then torch's own
-restricted reader (``weights_only=True``) takes the file. Of numpy, only the scalars that training
-scripts leave beside the weights ("best accuracy") are let through, and what stands in for them
-here does nothing at all.
+restricted reader (``weights_only=True``) takes the file. Of numpy, only what rebuilds scalars
+("best accuracy") and arrays (the indices in BackdoorBench's ``attack_result.pt``) is let through,
+and what stands in for it here does nothing at all.
 """
 
 from __future__ import annotations
@@ -34,7 +34,15 @@ _OLD_FORMAT_PICKLES: Final = 5
 #: What torch's restricted reader knows is protocol 2, the one that torch.save writes.
 _PROTOCOL: Final = 2
 
-_SCALARS: Final = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+#: What rebuilds numpy's scalars and arrays, as its versions before and since 2.0 spell it.
+_NUMPY: Final = (
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.ndarray",
+    "numpy.dtype",
+)
 _HARMLESS: Final = frozenset(
     {
         "__builtin__.set",
@@ -42,7 +50,6 @@ _HARMLESS: Final = frozenset(
         "_codecs.encode",
         "collections.Counter",
         "collections.OrderedDict",
-        "numpy.dtype",
         "torch.Size",
         "torch.device",
         "torch._utils._rebuild_parameter",
@@ -51,7 +58,7 @@ _HARMLESS: Final = frozenset(
         "torch.nn.parameter.Parameter",
         "torch.storage.TypedStorage",
         "torch.storage.UntypedStorage",
-        *_SCALARS,
+        *_NUMPY,
     }
 )
 _STORAGE: Final = re.compile(r"torch\.(cuda\.)?[A-Z][A-Za-z0-9]*Storage")
@@ -77,7 +84,7 @@ def read_torch_file(path: Path) -> Any:
     with path.open("rb") as stream:
         _refuse_unsafe(stream, path)
         stream.seek(0)
-        allowed: list[Any] = [(_Ignored, name) for name in (*_SCALARS, "numpy.dtype")]
+        allowed: list[Any] = [(_Ignored, name) for name in _NUMPY]
         with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
             warnings.simplefilter("ignore")  # what torch warns of is refused or of no concern
             try:
@@ -96,7 +103,7 @@ def printable(name: object) -> str:
 
 
 class _Ignored:
-    """Takes the place of numpy's scalars and their types, whose values nobody asks for."""
+    """Takes the place of numpy's scalars, arrays and types, whose values nobody asks for."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -230,6 +237,11 @@ def _refuse_imports(wanted: list[str], path: Path) -> NoReturn:
 
 
 def _refuse_other_kind(start: bytes, path: Path) -> NoReturn:
+    if path.suffix.lower() == ".onnx":
+        raise InputError(
+            f"{path} was not read: an ONNX graph is no PyTorch module, and its weights have lost "
+            "their names; give the state_dict of the model that it was exported from"
+        )
     first_line = start.decode("utf-8", "replace").split("\n")[0].strip()
     if start.startswith(_PACKED) or _is_tar(path):
         fault = "is a packed archive; unpack it and give the weights file inside"

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from backdoorkit.errors import InputError
 from backdoorkit.models._matching import (
+    InferredNetwork,
     infer_architecture,
+    infer_network,
     infer_num_classes,
     listed,
     refuse_mismatch,
@@ -27,9 +30,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "Checkpoint",
+    "InferredNetwork",
     "infer_architecture",
+    "infer_network",
     "infer_num_classes",
     "load_weights",
+    "read_checkpoint",
     "read_weights",
     "save_weights",
 ]
@@ -53,13 +60,39 @@ _MOST_WRAPPERS: Final = 4
 _PREFIXES: Final = ("module.", "_orig_mod.")
 
 
+#: What BackdoorBench writes beside the weights (``attack_result.pt``, second layout).
+_BENCHMARK_KEYS: Final = frozenset({"model_name", "num_classes", "model", "img_size", "clean_data"})
+
+
+@attrs.frozen(kw_only=True)
+class Checkpoint:
+    """A weights file, with what it says about its model beside the weights."""
+
+    #: float tensors and counters by name, on the CPU
+    weights: Mapping[str, Tensor]
+    #: the file's own name of the architecture, such as ``preactresnet18``
+    architecture: str | None = None
+    #: number of classes K
+    num_classes: int | None = None
+    #: C, H, W
+    image_shape: tuple[int, int, int] | None = None
+    #: the file's own name of the data set, such as ``cifar10``
+    data: str | None = None
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights alone of :func:`read_checkpoint`."""
+    return dict(read_checkpoint(path).weights)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
     """The named tensors of a weights file, on the CPU; nothing in the file is ever executed.
 
     ``.safetensors`` files are read as such, all others as what ``torch.save`` writes, in its
     present and its old format. Weights inside ``state_dict``, ``net``, ``model`` and the like are
     taken out, the prefix ``module.`` is taken off, and masks of ``torch.nn.utils.prune`` are
-    applied.
+    applied. Of BackdoorBench's ``attack_result.pt`` the facts about the model are taken too; the
+    poisoned images that lie beside such a file are left alone.
 
     Raises
     ------
@@ -84,7 +117,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     _check_storage(weights, size, path)
     weights = _fold_masks(_strip_prefixes(weights))
     _check_finite(weights, path)
-    return weights
+    return Checkpoint(weights=weights, **_benchmark_facts(content))
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, path: Path) -> None:
@@ -150,6 +183,24 @@ def save_weights(path: Path, weights: Mapping[str, Tensor] | nn.Module) -> None:
 
 
 # -- reading ---------------------------------------------------------------------------------------
+
+
+def _benchmark_facts(content: Any) -> dict[str, Any]:
+    """What a file in BackdoorBench's layout says of its model; nothing of values that look odd."""
+    if not isinstance(content, dict):
+        return {}
+    values = dict(dict.items(content))
+    if not values.keys() >= _BENCHMARK_KEYS:
+        return {}
+    facts: dict[str, Any] = {}
+    names = {"architecture": values["model_name"], "data": values["clean_data"]}
+    facts.update({key: printable(name) for key, name in names.items() if type(name) is str})
+    if type(values["num_classes"]) is int:
+        facts["num_classes"] = values["num_classes"]
+    size = values["img_size"]  # height, width, channels
+    if type(size) is tuple and len(size) == 3 and all(type(n) is int and n > 0 for n in size):
+        facts["image_shape"] = (size[2], size[0], size[1])
+    return facts
 
 
 def _file_size(path: Path) -> int:
