@@ -11,14 +11,14 @@ from backdoorkit.cli._context import get_registry
 from backdoorkit.cli._options import click_options, given_values
 from backdoorkit.errors import InputError, UnknownNameError
 from backdoorkit.hooks.info import Kind
-from backdoorkit.pipeline.recipe import NO_ATTACK, NoOptions
+from backdoorkit.pipeline.recipe import COMPOSED, NO_ATTACK, NoOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from backdoorkit.hooks.registry import Method, Registry
 
-__all__ = ["ChainStep", "StepGroup"]
+__all__ = ["ChainStep", "StepGroup", "joined"]
 
 _ROOMS: Final = {
     Kind.ATTACK: "attacks",
@@ -27,6 +27,9 @@ _ROOMS: Final = {
     Kind.ANALYSIS: "analyses",
 }
 _CLEAN_TWIN: Final = "Clean twin: the same model trained on clean data."
+#: Stands between two attacks that one victim suffers.
+_AND: Final = "and"
+_JOINS: Final = "Between two attacks: both on one victim, with disjoint samples."
 
 
 @attrs.frozen
@@ -35,6 +38,34 @@ class ChainStep:
 
     room: str
     table: dict[str, Any]
+
+
+def joined(steps: Iterable[ChainStep]) -> list[ChainStep]:
+    """The steps, with attacks that ``and`` stands between made into one.
+
+    Raises :class:`InputError` where it stands elsewhere.
+    """
+    made: list[ChainStep] = []
+    joins = False
+    for step in steps:
+        attack_before = bool(made) and made[-1].room == "attacks"
+        if step.room == _AND:
+            if joins or not attack_before:
+                raise InputError("'and' stands between two attacks, as in 'badnets and blended'")
+            joins = True
+        elif joins:
+            if step.room != "attacks":
+                raise InputError(f"behind 'and' an attack is wanted, not {step.table['name']!r}")
+            before = made.pop().table
+            parts = before["parts"] if before["name"] == COMPOSED else [before]
+            table = {"name": COMPOSED, "parts": [*parts, step.table]}
+            made.append(ChainStep("attacks", table))
+            joins = False
+        else:
+            made.append(step)
+    if joins:
+        raise InputError("behind 'and' an attack is wanted, and there is nothing")
+    return made
 
 
 class StepGroup(click.Group):
@@ -47,6 +78,10 @@ class StepGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name == NO_ATTACK:
             return _step_command(NO_ATTACK, "attacks", None)
+        if cmd_name == _AND:
+            return click.Command(
+                _AND, callback=lambda: ChainStep(_AND, {}), help=_JOINS, short_help=_JOINS
+            )
         steps = _step_methods(get_registry(ctx))
         found = [m for m in steps if cmd_name in (m.name, m.qualified_name)]
         if len(found) != 1:
@@ -75,6 +110,7 @@ class StepGroup(click.Group):
             ]
             if kind is Kind.ATTACK:
                 rows.insert(0, (NO_ATTACK, _CLEAN_TWIN))
+                rows.append((_AND, _JOINS))
             if rows:
                 with formatter.section(f"Steps ({room})"):
                     formatter.write_dl(rows)

@@ -15,11 +15,12 @@ import click
 
 from backdoorkit.cli._context import get_registry
 from backdoorkit.cli._overrides import parse_assignment, set_value
-from backdoorkit.cli._steps import StepGroup
+from backdoorkit.cli._steps import StepGroup, joined
 from backdoorkit.errors import InputError, RunFailedError
 from backdoorkit.pipeline.recipe import (
     DEFAULT_DATA,
     DEFAULT_MODEL,
+    HereText,
     Recipe,
     read_recipe_file,
 )
@@ -53,6 +54,12 @@ _DEFAULT_STORE: Final = "backdoorkit-runs"
 )
 @click.option("--data", metavar="NAME", help="Data set.  [default digits]")
 @click.option("--model", metavar="NAME", help="Architecture.  [default small-cnn]")
+@click.option(
+    "--victim",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="Start from this victim instead of making one; model, attack and seed are its own.",
+)
 @click.option("--epochs", type=click.IntRange(min=0), help="Passes over the training set.")
 @click.option(
     "--seed",
@@ -93,6 +100,18 @@ _DEFAULT_STORE: Final = "backdoorkit-runs"
     type=click.Path(dir_okay=False, path_type=Path),
     help="Put a copy of the HTML report here.",
 )
+@click.option(
+    "--keep-victims",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Put a copy of each victim here, to start from with --victim on any machine.",
+)
+@click.option(
+    "--pictures",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Put each attack's contact sheet here: clean, triggered, difference times ten.",
+)
 def run(**_: Any) -> None:
     """Attack, train, defend, detect and measure.
 
@@ -118,6 +137,7 @@ def carry_out(context: click.Context, steps: list[ChainStep], /, **options: Any)
     quiet = context.ensure_object(dict).get("quiet", False)
     result = _run_recipe(recipe, registry, options["store"], quiet=quiet)
     _show(result, recipe, as_json=options["as_json"], report=options["report"])
+    _keep(result, victims=options["keep_victims"], pictures=options["pictures"])
     if result.failed:
         raise RunFailedError(
             "some steps failed, as the table says; the others are kept, and the same command "
@@ -162,6 +182,21 @@ def _show(result: RunResult, recipe: Recipe, *, as_json: bool, report: Path | No
     click.echo(f"report: {report or result.report}", err=True)
 
 
+def _keep(result: RunResult, *, victims: Path | None, pictures: Path | None) -> None:
+    """Copies of victims and of their contact sheets, where they are wanted."""
+    if victims is not None:
+        from backdoorkit.pipeline.portable import copy_victim
+
+        for name, artifact in result.victims.items():
+            click.echo(f"victim: {copy_victim(artifact, victims, name)}", err=True)
+    if pictures is not None:
+        from backdoorkit.report.pictures import write_sheet
+
+        for name, artifact in result.victims.items():
+            sheet = write_sheet(artifact.file("samples.safetensors"), pictures, name)
+            click.echo(f"picture: {sheet}", err=True)
+
+
 # -- from the command line to a recipe -------------------------------------------------------------
 
 
@@ -170,6 +205,7 @@ def _recipe(registry: Registry, steps: Sequence[ChainStep], options: Mapping[str
     values = {} if file is None else read_recipe_file(file)
     from_file = set(values)
     shorthands = {
+        "victim": None if options["victim"] is None else HereText(options["victim"]),
         "data.name": options["data"],
         "model.name": options["model"],
         "train.epochs": options["epochs"],
@@ -184,10 +220,12 @@ def _recipe(registry: Registry, steps: Sequence[ChainStep], options: Mapping[str
             set_value(values, path, value)
     for assignment in options["assignments"]:
         set_value(values, *parse_assignment(assignment))
-    for step in steps:
+    for step in joined(steps):
         _append(values, step)
     # Tables that only the command line has made keep the default name.
     for room, name in (("data", DEFAULT_DATA), ("model", DEFAULT_MODEL)):
+        if "victim" in values:
+            break  # its own names are the default
         if room not in from_file and isinstance(values.get(room), dict):
             values[room].setdefault("name", name)
     return Recipe.from_mapping(values, registry, None if file is None else file.parent)

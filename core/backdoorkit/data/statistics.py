@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from backdoorkit.data.images import ImageSet
 
-__all__ = ["channel_statistics"]
+__all__ = ["channel_statistics", "images_digest"]
+
+
+def images_digest(parts: Sequence[ImageSet], sampled: int = 500) -> str:
+    """Changes with the images of ``parts``, their order or their labels; hexadecimal.
+
+    All labels count, and the pixels of ``sampled`` images of each part, evenly spaced. Where the
+    images come from does not count, nor what the classes are called.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{len(part)} {part.shape} {part.num_classes} ".encode())
+        digest.update(part.labels.cpu().to(torch.int32).numpy().astype("<i4").tobytes())
+        some = torch.linspace(0, max(0, len(part) - 1), min(sampled, len(part))).long()
+        digest.update(part.fetch(some.to(part.device)).cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def channel_statistics(data: ImageSet, chunk: int = 8192) -> tuple[list[float], list[float]]:

@@ -41,8 +41,8 @@ HOOKS: Final = {
     Kind.EXECUTOR: "backdoorkit_executors",
 }
 _LIFECYCLE: Final = ("backdoorkit_run_begin", "backdoorkit_step", "backdoorkit_run_end")
-#: Names that recipes and tables use for "no method here" and for several at once.
-_RESERVED: Final = frozenset({"none", "composed"})
+#: Names that recipes, tables and the command line use for no method, and for several at once.
+_RESERVED: Final = frozenset({"none", "composed", "and"})
 
 
 class PluginState(enum.StrEnum):

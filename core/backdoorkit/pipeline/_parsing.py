@@ -15,6 +15,7 @@ from backdoorkit.hooks.info import Kind
 from backdoorkit.hooks.options import option_specs, structure
 from backdoorkit.hooks.registry import resolve_config
 from backdoorkit.hooks.shared_options import TrainOptions
+from backdoorkit.pipeline.portable import open_victim
 from backdoorkit.pipeline.recipe import (
     COMPOSED,
     DEFAULT_DATA,
@@ -34,11 +35,14 @@ from backdoorkit.pipeline.recipe import (
 
 if TYPE_CHECKING:
     from backdoorkit.hooks.registry import Method, Registry
+    from backdoorkit.pipeline.portable import VictimFolder
 
 __all__ = ["Parser"]
 
 _STEPS: Final = ("attacks", "defenses", "detectors", "analyses")
 _TABLES: Final = ("data", "model", "train", *_STEPS, "metrics")
+#: What a victim brings with it.
+_FROM_VICTIM: Final = ("seeds", "model", "train", "attacks")
 _NORMALIZATIONS: Final = ("data", "none", "imagenet")
 #: A name becomes a folder's.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -58,7 +62,13 @@ class Parser:
     def recipe(self, mapping: Mapping[str, Any]) -> Recipe | None:
         """The recipe; None, or not to be used, where there are ``issues``."""
         keys = tuple(attrs.fields_dict(RunOptions))
-        self._refuse_unknown(mapping, (*keys, *_TABLES))
+        self._refuse_unknown(mapping, (*keys, *_TABLES, "victim"))
+        victim = None
+        if "victim" in mapping:
+            victim = self._victim(mapping)
+            if victim is None:
+                return None
+            mapping = {**mapping, **self._of_victim(victim, mapping)}
         options = self._run_options({key: mapping[key] for key in keys if key in mapping})
         data = self._tables(mapping, "data", self._data, {"name": DEFAULT_DATA})
         models = self._tables(mapping, "model", self._model, {"name": DEFAULT_MODEL})
@@ -85,11 +95,38 @@ class Parser:
             detectors=detectors,
             analyses=analyses,
             metrics=metrics,
+            victim=victim,
             device=options.device,
             threads=options.threads,
             executor=options.executor,
             oracle=options.oracle,
         )
+
+    # -- a victim from elsewhere -------------------------------------------------------------------
+
+    def _victim(self, mapping: Mapping[str, Any]) -> VictimFolder | None:
+        value = mapping["victim"]
+        if not (isinstance(value, str) and value):
+            self._fault("victim", f"must be the path of a victim's folder, not {value!r}")
+            return None
+        for key in _FROM_VICTIM:
+            if key in mapping:
+                self._fault(key, "comes from the victim; leave it out")
+        if isinstance(mapping.get("data", {}), list | tuple):
+            self._fault("data", "must be one table: a victim was trained on one data set")
+        try:
+            victim = open_victim(Path(self._absolute(value)))
+        except InputError as error:
+            self._fault("victim", str(error))
+            return None
+        return None if self.issues else victim
+
+    def _of_victim(self, victim: VictimFolder, mapping: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return victim.recipe_values(mapping.get("data"))
+        except InputError as error:
+            self._fault("victim", str(error))
+            return {}
 
     # -- tables ------------------------------------------------------------------------------------
 

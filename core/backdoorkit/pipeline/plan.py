@@ -157,7 +157,8 @@ class _Builder:
                                 "seed": seed,
                             }
                             data_step = self._data(data, seed)
-                            victim = self._victim(data_step, model, train, attack, seed, names)
+                            choices = {"model": model, "attack": attack, "train": train}
+                            victim = self._victim_or_found(data_step, choices, seed, names)
                             yield from self._cells(victim, data_step, names)
 
     def _cells(self, victim: Step, data: Step, names: dict[str, Any]) -> Iterator[Entry]:
@@ -195,6 +196,19 @@ class _Builder:
             method=self._identity(data),
             options=unstructure(data.options),
             fingerprint=self._data_fingerprint(data),
+        )
+
+    def _victim_or_found(
+        self, data: Step, choices: dict[str, Any], seed: int, names: Mapping[str, Any]
+    ) -> Step:
+        """The recipe's victim from elsewhere, where it names one."""
+        found = self._recipe.victim
+        if found is None:
+            return self._victim(data, **choices, seed=seed, names=names)
+        label = f"take over victim {found.path.name}"
+        choices = {**choices, "folder": found}
+        return self._step(
+            StepKind.VICTIM, label, seed, {"data": data}, choices, folder=found.digest
         )
 
     def _victim(

@@ -14,7 +14,7 @@ import attrs
 
 from backdoorkit.data.options import DataOptions
 from backdoorkit.errors import ConfigError, ContractError, InputError
-from backdoorkit.hooks.options import option, unstructure
+from backdoorkit.hooks.options import option, option_specs, unstructure
 from backdoorkit.pipeline.catalog import IN_PROCESS
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from backdoorkit.hooks.registry import Method, Registry
     from backdoorkit.hooks.shared_options import TrainOptions
+    from backdoorkit.pipeline.portable import VictimFolder
 
 __all__ = [
     "COMPOSED",
@@ -224,6 +225,8 @@ class Recipe:
     detectors: tuple[MethodChoice, ...] = ()
     analyses: tuple[MethodChoice, ...] = ()
     metrics: tuple[MethodChoice, ...] = ()
+    #: take this victim instead of making one; the tables above then follow from it
+    victim: VictimFolder | None = None
     device: str = "auto"
     threads: int | None = None
     executor: str = IN_PROCESS
@@ -282,7 +285,15 @@ class Recipe:
         }
         if self.threads is not None:
             values["threads"] = self.threads
+        if self.victim is not None:
+            values["victim"] = str(self.victim.path)
+            for key in ("seeds", "model", "train"):
+                del values[key]
+            split = {spec.name for spec in option_specs(DataOptions)}
+            values["data"] = {k: v for k, v in values["data"].items() if k not in split}
         for key in ("attacks", "defenses", "detectors", "analyses", "metrics"):
+            if self.victim is not None and key == "attacks":
+                continue
             if choices := getattr(self, key):
                 values[key] = [choice.to_mapping() for choice in choices]
         return values

@@ -27,6 +27,8 @@ from backdoorkit.pipeline.steps import make
 from backdoorkit.pipeline.workshop import Workshop
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from backdoorkit.context import Progress
     from backdoorkit.contracts import Executor
     from backdoorkit.hooks.registry import Registry
@@ -72,6 +74,8 @@ class RunResult:
     directory: Path
     report: Path
     failed: bool
+    #: by a name that tells them apart; without those that failed
+    victims: Mapping[str, Artifact] = attrs.field(factory=dict)
 
 
 def run_recipe(
@@ -116,7 +120,27 @@ def run_recipe(
     finally:
         torch.set_num_threads(threads)
         registry.run_end(run, failure)
-    return RunResult(table=table, directory=run.directory, report=report, failed=table.failed)
+    return RunResult(
+        table=table,
+        directory=run.directory,
+        report=report,
+        failed=table.failed,
+        victims=_victims(run),
+    )
+
+
+def _victims(run: Run) -> dict[str, Artifact]:
+    entries = run.plan.entries
+    shown = [
+        name
+        for name in ("attack", "data", "model", "seed")
+        if name == "attack" or len({getattr(entry, name) for entry in entries}) > 1
+    ]
+    return {
+        " ".join(str(getattr(entry, name)) for name in shown): artifact
+        for entry in entries
+        if (artifact := run.results[entry.victim.key].artifact) is not None
+    }
 
 
 def _prepare(run: Run, workshop: Workshop) -> None:

@@ -30,7 +30,7 @@ from backdoorkit.pipeline.keys import canonical_json
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["MANIFEST", "Artifact", "Draft", "Slot", "Store", "StoreError"]
+__all__ = ["MANIFEST", "Artifact", "Draft", "Slot", "Store", "StoreError", "read_artifact"]
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,8 @@ class Artifact:
     files: tuple[str, ...]
     #: when it was made, ISO 8601 in UTC
     created: str
+    #: of the manifest, which holds the checksums of all files: changes with anything in it
+    digest: str
 
     def file(self, name: str) -> Path:
         """Path of one of its files; :class:`DamagedArtifactError` where it has no such file."""
@@ -189,9 +191,7 @@ class Store:
         return self.root / room / kind / key[:_NAME_DIGITS]
 
     def _read(self, path: Path, kind: str, key: str) -> Artifact:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict) or manifest.pop("digest", None) != _digest(manifest):
-            raise ValueError(f"{MANIFEST} does not match its checksum")
+        manifest, digest = _read_manifest(path)
         if (manifest["kind"], manifest["key"]) != (kind, key):
             raise ValueError(f"{MANIFEST} is that of {manifest['kind']} {manifest['key']}")
         files = manifest["files"]
@@ -200,14 +200,7 @@ class Store:
             for name, expected in files.items():
                 _compare(path / name, expected)
             self._checked[path] = state
-        return Artifact(
-            path=path,
-            kind=kind,
-            key=key,
-            facts=manifest["facts"],
-            files=tuple(files),
-            created=manifest["created"],
-        )
+        return _artifact(path, manifest, digest)
 
     def _publish(self, path: Path, final: Path, kind: str, key: str) -> None:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -237,6 +230,46 @@ class Store:
             reason,
             target,
         )
+
+
+def read_artifact(path: Path) -> Artifact:
+    """An artifact in any folder, as it was copied out of a store.
+
+    Raises :class:`DamagedArtifactError` where it is not whole or is none.
+    """
+    try:
+        manifest, digest = _read_manifest(path)
+        for name, expected in manifest["files"].items():
+            _state(path, name)
+            _compare(path / name, expected)
+        return _artifact(path, manifest, digest)
+    except FileNotFoundError as error:
+        raise DamagedArtifactError(f"{Path(error.filename).name} is missing") from None
+    except OSError as error:
+        raise DamagedArtifactError(f"cannot be read: {error.strerror}") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DamagedArtifactError(f"damaged: {error}") from None
+
+
+def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
+    """The manifest and its digest, compared with each other."""
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    digest = manifest.pop("digest", None) if isinstance(manifest, dict) else None
+    if digest is None or digest != _digest(manifest):
+        raise ValueError(f"{MANIFEST} does not match its checksum")
+    return manifest, digest
+
+
+def _artifact(path: Path, manifest: Mapping[str, Any], digest: str) -> Artifact:
+    return Artifact(
+        path=path,
+        kind=manifest["kind"],
+        key=manifest["key"],
+        facts=manifest["facts"],
+        files=tuple(manifest["files"]),
+        created=manifest["created"],
+        digest=digest,
+    )
 
 
 @contextlib.contextmanager

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from backdoorkit.data.poison import apply_trigger
-from backdoorkit.errors import ContractError
+from backdoorkit.data.statistics import images_digest
+from backdoorkit.errors import ContractError, InputError
 from backdoorkit.hooks.options import unstructure
 from backdoorkit.models.checkpoints import load_weights, read_weights
 from backdoorkit.pipeline.attacks import (
@@ -24,6 +25,7 @@ from backdoorkit.pipeline.attacks import (
 from backdoorkit.pipeline.envelope import seeded
 from backdoorkit.pipeline.poisoning import POISON_FILE, attack_cost
 from backdoorkit.pipeline.recipe import NO_ATTACK
+from backdoorkit.pipeline.store import read_artifact
 from backdoorkit.pipeline.tensors import save_tensors
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ __all__ = ["chosen", "make_victim"]
 
 def make_victim(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
     """Train a model, or import its weights, and put all that belongs to it beside it."""
+    if "folder" in step.choices:
+        return _take_over(workshop, step, draft)
     choice: ModelChoice = step.choices["model"]
     model = workshop.build(step)
     attack = step.choices["attack"]
@@ -68,7 +72,49 @@ def make_victim(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
         "attack": chosen(attack),
         "image_shape": data["image_shape"],
         "class_names": data["class_names"],
+        "origin": None if choice.weights is not None else _origin(workshop, step),
     }
+
+
+def _origin(workshop: Workshop, step: Step) -> dict[str, Any]:
+    """What another machine needs in order to go on from this victim."""
+    data, attack = step.inputs["data"], step.choices["attack"]
+    return {
+        "data": data.choices["data"].to_mapping(),
+        "images": _images(workshop, step),
+        "model": step.choices["model"].to_mapping(),
+        "train": unstructure(step.choices["train"]),
+        "attack": None if attack.name == NO_ATTACK else attack.to_mapping(),
+        "seed": step.seed,
+    }
+
+
+def _images(workshop: Workshop, step: Step) -> str:
+    parts = ("train", "reserve", "test")
+    return images_digest([workshop.part(step.inputs["data"], part) for part in parts])
+
+
+def _take_over(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
+    """Copy a victim from its folder, once its images are found to be those of this run."""
+    found = step.choices["folder"]
+    if _images(workshop, step) != found.origin["images"]:
+        data = step.inputs["data"].choices["data"]
+        raise InputError(
+            f"victim {found.path.name} was trained on other images than those of {data.name} as "
+            "it is here (or on the same in another order); name its data set, with its options"
+        )
+    artifact = read_artifact(found.path)
+    if artifact.digest != found.digest:
+        raise InputError(f"victim {found.path} has changed since the run began; start it again")
+    for name in artifact.files:
+        target = draft.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(artifact.path / name, target)
+    model = workshop.build(step)
+    path = draft.path / "model.safetensors"
+    load_weights(model, load_file(path), path=path)
+    facts = {key: value for key, value in artifact.facts.items() if key not in ("label", "seed")}
+    return {**facts, "taken_over": {"folder": found.path.name, "key": artifact.key}}
 
 
 def chosen(choice: Any) -> dict[str, Any] | None:

@@ -127,7 +127,9 @@ class Workshop:
 
         ``frozen`` is the step that froze an attack which controlled the training.
         """
-        maker = victim.inputs.get("poison") if frozen is None else frozen
+        # A victim that was taken over brings its record with it.
+        own = victim if "folder" in victim.choices else victim.inputs.get("poison")
+        maker = own if frozen is None else frozen
         if maker is None:
             return None
         artifact = self.artifact(maker)

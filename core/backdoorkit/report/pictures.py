@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
 from safetensors.numpy import load_file
+
+from backdoorkit.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,7 +20,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["Sheet", "contact_sheet", "curves", "png_file", "scatter", "trigger_picture"]
+__all__ = [
+    "Sheet",
+    "contact_sheet",
+    "curves",
+    "png_file",
+    "scatter",
+    "trigger_picture",
+    "write_sheet",
+]
 
 #: pixels on the screen per row of a contact sheet
 _TILE = 64
@@ -65,6 +76,21 @@ def contact_sheet(samples: Path) -> Sheet:
         rows |= {title: tensors[name], f"{title}: difference times ten": amplified}
     framed = [np.concatenate(_framed(row), axis=2) for row in rows.values()]
     return Sheet(np.concatenate(framed, axis=1), tuple(rows))
+
+
+def write_sheet(samples: Path, folder: Path, name: str) -> Path:
+    """Write the contact sheet into a PNG file in ``folder`` that is named after ``name``.
+
+    Raises :class:`InputError` where it cannot be written.
+    """
+    plain = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")
+    path = folder / f"{plain}.png"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(contact_sheet(samples).png_bytes())
+    except OSError as error:
+        raise InputError(f"the picture {path} cannot be written: {error.strerror}") from None
+    return path
 
 
 def _named(tensors: Mapping[str, Any], name: str) -> list[str]:
