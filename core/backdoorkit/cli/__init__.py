@@ -20,6 +20,12 @@ __all__ = ["cli", "main"]
 #: Command -> where it is, and its line in the help: so that the help imports none of them.
 _COMMANDS: Final = {
     "run": ("backdoorkit.cli.run:run", "Attack, train, defend, detect and measure."),
+    "scan": ("backdoorkit.cli.scan:scan", "Look for a backdoor in a model file."),
+    "repair": ("backdoorkit.cli.repair:repair", "Write a cleaner copy of a model file."),
+    "calibrate": (
+        "backdoorkit.cli.calibrate:calibrate",
+        "Score clean models, so that 'scan' can tell chance from a backdoor.",
+    ),
     "plugins": (
         "backdoorkit.cli.plugins:plugins",
         "List, describe and check plugins and their methods.",

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from backdoorkit.pipeline.results import Table
     from backdoorkit.pipeline.store import Artifact, Store
 
-__all__ = ["Run", "RunResult", "StepResult", "run_recipe"]
+__all__ = ["Run", "RunResult", "StepResult", "chosen_device", "run_recipe"]
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,8 @@ class Run:
 class RunResult:
     """What a finished run returns."""
 
+    #: the plan, and what each step made
+    run: Run
     table: Table
     directory: Path
     report: Path
@@ -89,7 +91,7 @@ def run_recipe(
         where the recipe cannot be carried out at all; nothing has been trained then.
 
     """
-    device = _device(recipe.device)
+    device = chosen_device(recipe.device)
     workshop = Workshop(
         registry=registry, store=store, device=device, oracle=recipe.oracle, progress=progress
     )
@@ -121,6 +123,7 @@ def run_recipe(
         torch.set_num_threads(threads)
         registry.run_end(run, failure)
     return RunResult(
+        run=run,
         table=table,
         directory=run.directory,
         report=report,
@@ -203,7 +206,8 @@ def _explain(run: Run, step: Step, error: Exception) -> str:
     return line
 
 
-def _device(choice: str) -> torch.device:
+def chosen_device(choice: str) -> torch.device:
+    """The device that a recipe's words mean; raises InputError where there is none such."""
     if choice == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,0 +1,109 @@
+"""``scan``: one verdict on a model file. Imports torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from backdoorkit.handed._preparing import chosen_detectors, prepare
+from backdoorkit.handed._report import write_scan_report
+from backdoorkit.handed._verdicts import verdicts
+from backdoorkit.pipeline.recipe import Recipe
+from backdoorkit.pipeline.runner import run_recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from backdoorkit.context import Progress
+    from backdoorkit.handed._preparing import Prepared
+    from backdoorkit.handed._verdicts import Verdict
+    from backdoorkit.handed.request import Request
+    from backdoorkit.hooks.registry import Registry
+    from backdoorkit.pipeline.store import Store
+
+__all__ = ["Scan", "scan"]
+
+
+@attrs.frozen(kw_only=True)
+class Scan:
+    """What a scan found."""
+
+    prepared: Prepared
+    verdicts: tuple[Verdict, ...]
+    report: Path
+
+    @property
+    def detected(self) -> bool | None:
+        """Whether any detector calls the model backdoored; None where none gives a verdict."""
+        said = [verdict.detected for verdict in self.verdicts if verdict.detected is not None]
+        return any(said) if said else None
+
+    @property
+    def target(self) -> int | None:
+        """Class that the backdoor leads to, by the first detector that found one."""
+        found = (v.target for v in self.verdicts if v.detected and v.target is not None)
+        return next(found, None)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What makes the verdict doubtful."""
+        return (*self.prepared.warnings, *(w for v in self.verdicts for w in v.warnings))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; the keys are part of the public interface."""
+        return {
+            **facts(self.prepared),
+            "verdict": {True: "backdoored", False: "not flagged", None: "undecided"}[self.detected],
+            "target": self.target,
+            "detectors": [verdict.to_json() for verdict in self.verdicts],
+            "warnings": list(self.warnings),
+            "report": str(self.report),
+        }
+
+
+def scan(request: Request, registry: Registry, store: Store, progress: Progress) -> Scan:
+    """Look for a backdoor in a model file.
+
+    Raises
+    ------
+    InputError
+        where model or images cannot be used.
+    RunFailedError
+        where a detector failed.
+
+    """
+    detectors = chosen_detectors(request, registry, has_images=request.data is not None)
+    request = attrs.evolve(request, detectors=detectors)
+    prepared = prepare(request, registry, store, "scan")
+    values = dict(prepared.recipe) | {"detectors": [{"name": name} for name in detectors]}
+    request.adjust(values)
+    recipe = Recipe.from_mapping(values, registry)
+    result = run_recipe(recipe, registry, store, progress=progress)
+    found = tuple(verdicts(result.run, request, store.root))
+    made = Scan(prepared=prepared, verdicts=found, report=result.directory / "scan.html")
+    write_scan_report(made, recipe)
+    return made
+
+
+def facts(prepared: Prepared) -> dict[str, Any]:
+    """What model and images are, for JSON."""
+    model = prepared.model
+    return {
+        "model": {
+            "file": str(model.path),
+            "architecture": dict(model.architecture),
+            "told_from_weights": model.is_told,
+            "num_classes": model.num_classes,
+            "image_shape": list(prepared.image_shape),
+            "normalization": prepared.normalization,
+            "normalization_source": prepared.normalization_source,
+        },
+        "images": {
+            "source": prepared.images.source,
+            "count": prepared.count,
+            "labelled": prepared.images.are_labelled,
+            "accuracy": prepared.accuracy,
+            "accuracy_by_normalization": dict(prepared.accuracies),
+        },
+    }
