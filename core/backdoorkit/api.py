@@ -12,6 +12,7 @@ from backdoorkit._penultimate import (
     refuse_other_head,
     require_linear_head,
 )
+from backdoorkit._ranking import area_under_curve
 from backdoorkit._second_gradient import SecondGradient
 from backdoorkit.context import Context
 from backdoorkit.contracts import (
@@ -22,9 +23,11 @@ from backdoorkit.contracts import (
     Dataset,
     Defense,
     DefenseResult,
+    DetectionMetric,
     DetectionResult,
     Detector,
     Executor,
+    InputFilter,
     Metric,
     MetricValue,
     Trigger,
@@ -43,6 +46,7 @@ from backdoorkit.data.poison import (
     poison_by_options,
     quantize,
 )
+from backdoorkit.detection import DetectionScores
 from backdoorkit.errors import ContractError, InputError, StructureError
 from backdoorkit.evaluation import Evaluation, Predictions
 from backdoorkit.figures import new_figure
@@ -76,7 +80,9 @@ __all__ = [
     "Defense",
     "DefenseResult",
     "DefenseTask",
+    "DetectionMetric",
     "DetectionResult",
+    "DetectionScores",
     "DetectionTask",
     "Detector",
     "EpochMetrics",
@@ -84,6 +90,7 @@ __all__ = [
     "Executor",
     "ImageSet",
     "InputError",
+    "InputFilter",
     "MaskedModel",
     "Metric",
     "MetricValue",
@@ -100,6 +107,7 @@ __all__ = [
     "Trigger",
     "Unlearned",
     "Unlearning",
+    "area_under_curve",
     "batches",
     "by_layer",
     "chance",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from backdoorkit.control import AttackHooks
     from backdoorkit.data.images import ImageSet
     from backdoorkit.data.poison import PoisonedSet
+    from backdoorkit.detection import DetectionScores
     from backdoorkit.evaluation import Evaluation
     from backdoorkit.hooks.shared_options import PoisonOptions
     from backdoorkit.models.structure import Structure
@@ -39,9 +40,11 @@ __all__ = [
     "Dataset",
     "Defense",
     "DefenseResult",
+    "DetectionMetric",
     "DetectionResult",
     "Detector",
     "Executor",
+    "InputFilter",
     "Method",
     "Metric",
     "MetricValue",
@@ -101,6 +104,13 @@ class Attack(Method[P]):
     def restore(self, state: Mapping[str, Tensor]) -> Trigger:
         """The trigger again, from what :meth:`Trigger.state` returned."""
 
+    def for_training(self, trigger: Trigger) -> Trigger:
+        """What is planted in training images, where that is another than at test time.
+
+        Some papers have it fainter. The default is the trigger itself.
+        """
+        return trigger
+
     def cover(self, trigger: Trigger, epoch: int | None = None) -> Trigger | None:
         """What a cover gets, which keeps its true label, in place of the trigger.
 
@@ -135,8 +145,8 @@ class Attack(Method[P]):
         from backdoorkit.data.poison import poison_by_options
 
         generator = context.generator("poisoned indices")
-        cover = self.cover(trigger)
-        return poison_by_options(data, trigger, self.config, generator, cover=cover)
+        planted, cover = self.for_training(trigger), self.cover(trigger)
+        return poison_by_options(data, planted, self.config, generator, cover=cover)
 
     def control(self, trigger: Trigger, data: ImageSet, context: Context) -> AttackHooks | None:
         """Hooks into the victim's training on the clean ``data``; None for a data attack.
@@ -192,24 +202,65 @@ class Defense(Method[C]):
         """Repair ``task.model``, a private copy which may be changed in place and returned."""
 
 
+class InputFilter(abc.ABC):
+    """Watches the inputs of a model in use; a detector fits it, and the framework rates it.
+
+    Its fitting sees what the detector declared. What it is rated on, clean and triggered test
+    images, comes afterwards, batch by batch, without a word on which is which.
+    """
+
+    @property
+    @abc.abstractmethod
+    def threshold(self) -> float:
+        """Score above which an input is rejected."""
+
+    @abc.abstractmethod
+    def score(self, images: Tensor) -> Tensor:
+        """Suspicion of each input (floating point, N); higher is more suspicious.
+
+        ``images`` are float32 in [0, 1], N x C x H x W, on the run's device. An image's score must
+        not depend on the others of its batch. No gradients are kept.
+        """
+
+
 @attrs.frozen(kw_only=True, eq=False)
 class DetectionResult:
-    """A verdict on a model: higher scores are more suspicious."""
+    """What a detector says: of the model, of its training samples, of inputs to come.
 
-    score: float
+    At least one of ``score``, ``sample_scores`` and ``input_filter`` is there. Higher scores are
+    more suspicious.
+    """
+
+    #: of the model; None from a detector that judges only samples or inputs
+    score: float | None = None
+    #: model's score above which it is called backdoored
     threshold: float | None = None
+    #: the class that the backdoor leads to
     target: int | None = None
+    #: floating point, N: of each training sample, in the order of ``task.training_data``
+    sample_scores: Tensor | None = None
+    #: bool, N: the training samples that the detector would remove
+    flagged_samples: Tensor | None = None
+    #: watches inputs at inference
+    input_filter: InputFilter | None = None
+    #: JSON-ready facts for the record
     details: Mapping[str, Any] = attrs.field(factory=dict)
+    #: tensors worth keeping, stored beside the verdict
     tensors: Mapping[str, Tensor] = attrs.field(factory=dict)
+    #: figures by name, and their captions, as of :class:`AnalysisResult`
+    figures: Mapping[str, Figure] = attrs.field(factory=dict)
+    captions: Mapping[str, str] = attrs.field(factory=dict)
 
     @property
     def detected(self) -> bool | None:
-        """Whether the score is above the threshold; None where no threshold was given."""
-        return None if self.threshold is None else self.score > self.threshold
+        """Whether the score is above the threshold; None where either is not given."""
+        if self.score is None or self.threshold is None:
+            return None
+        return self.score > self.threshold
 
 
 class Detector(Method[C]):
-    """Says whether a model holds a backdoor."""
+    """Says whether a model holds a backdoor, or which samples carry its trigger."""
 
     def check(self, structure: Structure) -> None:
         """As :meth:`Defense.check`."""
@@ -262,6 +313,10 @@ class MetricValue:
     denominator: int | None = None
     #: which images counted
     rule: str = ""
+    #: confidence interval of the value, in its unit; None is an end that the data do not bound
+    interval: tuple[float | None, float | None] | None = None
+    #: whether it is shown as percent
+    is_share: bool = True
 
 
 class Metric(Method[C]):
@@ -270,6 +325,17 @@ class Metric(Method[C]):
     @abc.abstractmethod
     def compute(self, evaluation: Evaluation) -> Mapping[str, MetricValue]:
         """Values by column name, such as ``{"ACC": MetricValue(...)}``."""
+
+
+class DetectionMetric(Method[C]):
+    """Rates detectors by how well their scores tell what is backdoored from what is not.
+
+    A metric of this sort declares ``Need.VERDICTS`` and nothing else.
+    """
+
+    @abc.abstractmethod
+    def rate(self, scores: DetectionScores) -> Mapping[str, MetricValue]:
+        """Values by column name; which columns there are may depend on ``scores.of``."""
 
 
 class Dataset(Method[C]):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from backdoorkit.errors import BackdoorkitError, BrokenPluginError, ContractError
 from backdoorkit.hooks._loading import one_line
-from backdoorkit.hooks.info import Kind
+from backdoorkit.hooks.info import Kind, Need
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -54,6 +54,8 @@ def _implementation(method: Method) -> type:
     if found is None:
         raise ContractError(f"{method.qualified_name} names {target}, which does not exist")
     base = bases[method.kind]
+    if Need.VERDICTS in method.info.needs:
+        base = contracts.DetectionMetric
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ContractError(
             f"{method.qualified_name} names {target}, which must be a class derived from "

@@ -54,6 +54,8 @@ class Need(enum.StrEnum):
     PREDICTIONS = "predictions"
     #: the same for the model before the defense (metrics only)
     BASELINE_PREDICTIONS = "baseline-predictions"
+    #: detectors' scores with the truth about them (metrics that rate detectors, and only they)
+    VERDICTS = "verdicts"
     #: which training samples the attacker altered (metrics and analyses only)
     POISON_RECORD = "poison-record"
     #: the attack's trigger, to be planted on any images (analyses only)
@@ -79,7 +81,9 @@ ALLOWED_NEEDS: Final[Mapping[Kind, frozenset[Need]]] = {
     Kind.DEFENSE: _DEFENDER,
     Kind.DETECTOR: _DEFENDER,
     Kind.ANALYSIS: _DEFENDER | ATTACK_NEEDS | {Need.TEST_DATA},
-    Kind.METRIC: frozenset({Need.PREDICTIONS, Need.BASELINE_PREDICTIONS, Need.POISON_RECORD}),
+    Kind.METRIC: frozenset(
+        {Need.PREDICTIONS, Need.BASELINE_PREDICTIONS, Need.POISON_RECORD, Need.VERDICTS}
+    ),
     Kind.DATASET: frozenset(),
     Kind.MODEL: frozenset(),
     Kind.EXECUTOR: frozenset(),

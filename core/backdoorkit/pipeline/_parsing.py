@@ -20,6 +20,7 @@ from backdoorkit.pipeline.recipe import (
     COMPOSED,
     DEFAULT_DATA,
     DEFAULT_MODEL,
+    DETECTION_METRIC,
     NO_ATTACK,
     STANDARD_METRICS,
     ComposedChoice,
@@ -250,9 +251,12 @@ class Parser:
                 "that offers them, or name others under [[metrics]]",
             )
             return ()
+        rating = (
+            [DETECTION_METRIC] if mapping.get("detectors") and DETECTION_METRIC in known else []
+        )
         choices = (
             self._choice({"name": name}, "metrics", Kind.METRIC, MethodChoice)
-            for name in STANDARD_METRICS
+            for name in (*STANDARD_METRICS, *rating)
         )
         return tuple(choice for choice in choices if choice is not None)
 

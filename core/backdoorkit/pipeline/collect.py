@@ -16,14 +16,17 @@ from backdoorkit.pipeline.results import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from backdoorkit.pipeline.plan import Entry
+    from backdoorkit.pipeline.results import Rating
     from backdoorkit.pipeline.runner import Run
 
 __all__ = ["collect"]
 
 
-def collect(run: Run) -> Table:
-    """The table of a run whose steps have all been tried."""
+def collect(run: Run, ratings: Sequence[Rating] = ()) -> Table:
+    """The table of a run whose steps have all been tried; ``ratings`` are of its detectors."""
     rows: dict[tuple[str, ...], list[Cell]] = {}
     detections, findings, attacks = [], [], []
     columns: dict[str, None] = {}
@@ -47,6 +50,7 @@ def collect(run: Run) -> Table:
             for (data, model, attack, defense), cells in rows.items()
         ),
         detections=tuple(detections),
+        ratings=tuple(ratings),
         findings=tuple(findings),
         attacks=tuple(attacks),
     )
@@ -107,7 +111,9 @@ def _detection(run: Run, entry: Entry) -> Detection:
     if result.artifact is None:
         return Detection(**names, error=result.error)
     verdict = result.artifact.read_json("verdict.json")
-    return Detection(**names, **verdict, oracle=result.artifact.facts.get("oracle", False))
+    figures = {name: str(result.artifact.file(f"{name}.png")) for name in verdict["captions"]}
+    oracle = result.artifact.facts.get("oracle", False)
+    return Detection(**names, **verdict, figures=figures, oracle=oracle)
 
 
 def _finding(run: Run, entry: Entry) -> Finding:

@@ -17,7 +17,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from backdoorkit.contracts import AnalysisResult, DefenseResult, DetectionResult
+from backdoorkit.contracts import AnalysisResult, DefenseResult, DetectionResult, InputFilter
 from backdoorkit.errors import ContractError
 from backdoorkit.hooks.info import Need
 from backdoorkit.tasks import AnalysisTask, DefenseTask, DetectionTask
@@ -164,9 +164,9 @@ def run_detector(
         )
     _check_json(info.name, result.details)
     _check_tensors(info.name, result.tensors)
-    score: Any = result.score
-    if not isinstance(score, int | float) or math.isnan(score):
-        raise ContractError(f"{info.name} returned the score {score!r}; it must be a number")
+    _check_figures(info.name, result)
+    _check_verdict(info.name, result)
+    _check_samples(info.name, result, task)
     return result
 
 
@@ -255,6 +255,40 @@ def _check_tensors(name: str, tensors: Mapping[Any, Any]) -> None:
             raise ContractError(f"{name} returned tensors[{key!r}] of {type(value).__name__}")
 
 
+def _check_verdict(name: str, result: DetectionResult) -> None:
+    score: Any = result.score
+    if score is None:
+        if result.sample_scores is None and result.input_filter is None:
+            raise ContractError(
+                f"{name} returned no score, sample_scores or input_filter; it must say something"
+            )
+    elif not isinstance(score, int | float) or math.isnan(score):
+        raise ContractError(f"{name} returned the score {score!r}; it must be a number")
+    if result.input_filter is not None and not isinstance(result.input_filter, InputFilter):
+        raise ContractError(
+            f"{name} returned an input_filter of {type(result.input_filter).__name__}; it must be "
+            "an InputFilter"
+        )
+
+
+def _check_samples(name: str, result: DetectionResult, task: DetectionTask) -> None:
+    """One score, and one flag if any, for each training sample that the detector was given."""
+    scores, flags = result.sample_scores, result.flagged_samples
+    if scores is None and flags is None:
+        return
+    wanted = (len(task.training_data),)  # raises where the need was not declared
+    if scores is None or scores.shape != wanted or not scores.is_floating_point():
+        what = None if scores is None else (scores.dtype, tuple(scores.shape))
+        raise ContractError(f"{name}: expected sample_scores of {wanted} numbers, got {what}")
+    if bool(scores.isnan().any()):
+        raise ContractError(f"{name} returned sample_scores that are not numbers")
+    if flags is not None and (flags.shape != wanted or flags.dtype != torch.bool):
+        raise ContractError(
+            f"{name}: expected flagged_samples of {wanted} truth values, got {flags.dtype}, "
+            f"{tuple(flags.shape)}"
+        )
+
+
 def _check_values(name: str, values: Mapping[Any, Any]) -> None:
     for key, value in values.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -265,7 +299,7 @@ def _check_values(name: str, values: Mapping[Any, Any]) -> None:
             )
 
 
-def _check_figures(name: str, result: AnalysisResult) -> None:
+def _check_figures(name: str, result: AnalysisResult | DetectionResult) -> None:
     figures: Mapping[Any, Any] = result.figures
     for key, figure in figures.items():
         if not isinstance(key, str) or not _FIGURE_NAME.fullmatch(key):

@@ -337,7 +337,8 @@ class _Builder:
         inputs = {"predictions": predictions, "victim": victim}
         if baseline is not None:
             inputs["baseline"] = baseline
-        metrics = self._recipe.metrics
+        # Those that look at verdicts are computed at the end: they look at all models of the run.
+        metrics = tuple(m for m in self._recipe.metrics if Need.VERDICTS not in m.method.info.needs)
         if any(Need.POISON_RECORD in metric.method.info.needs for metric in metrics):
             inputs |= self._frozen(victim, data, names)
         return self._step(

@@ -28,6 +28,7 @@ __all__ = [
     "COMPOSED",
     "DEFAULT_DATA",
     "DEFAULT_MODEL",
+    "DETECTION_METRIC",
     "NO_ATTACK",
     "STANDARD_METRICS",
     "ComposedChoice",
@@ -56,6 +57,8 @@ STANDARD_METRICS: Final = (
     "robust-accuracy",
     "defense-effectiveness-rating",
 )
+#: Measured beside these where there are detectors, if it is installed.
+DETECTION_METRIC: Final = "detection"
 #: No recipe of a person is larger; what is larger is not a recipe.
 _LARGEST_FILE: Final = 1 << 20
 _IMAGENET: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -17,17 +17,21 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = [
+    "ALL_ATTACKS",
     "NO_DEFENSE",
     "AttackCost",
     "Cell",
     "Cost",
     "Detection",
     "Finding",
+    "Rating",
     "Row",
     "Table",
     "percent",
 ]
 
+#: Label of the row that rates a detector over all models of a run.
+ALL_ATTACKS = "all"
 #: Label of the row that shows the model as it was, before any defense.
 NO_DEFENSE = "no defense"
 
@@ -114,7 +118,31 @@ class Detection:
     threshold: float | None = None
     detected: bool | None = None
     target: int | None = None
+    #: score of an input above which the detector's filter rejects it, where it has one
+    filter_threshold: float | None = None
+    #: paths of its figures (PNG) in the store, by name
+    figures: Mapping[str, str] = attrs.field(factory=dict)
+    #: what is to be seen in them, by name
+    captions: Mapping[str, str] = attrs.field(factory=dict)
     oracle: bool = False
+    error: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Rating:
+    """How well one detector did: over a run's models, or over one victim's samples or inputs."""
+
+    data: str
+    model: str
+    #: :data:`ALL_ATTACKS` over models
+    attack: str
+    detector: str
+    #: None over models: they are of all seeds
+    seed: int | None = None
+    #: what was judged: ``"models"``, ``"training samples"`` or ``"inputs"``
+    of: str = ""
+    #: column -> {"value", "numerator", "denominator", "rule", "interval", "is_share"}
+    values: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     error: str | None = None
 
 
@@ -162,6 +190,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     detections: tuple[Detection, ...] = ()
+    ratings: tuple[Rating, ...] = ()
     findings: tuple[Finding, ...] = ()
     attacks: tuple[AttackCost, ...] = ()
 
@@ -170,6 +199,7 @@ class Table:
         return (
             any(row.errors for row in self.rows)
             or any(detection.error for detection in self.detections)
+            or any(rating.error for rating in self.ratings)
             or any(finding.error for finding in self.findings)
         )
 
@@ -191,6 +221,7 @@ class Table:
                 for row in self.rows
             ],
             "detections": [attrs.asdict(detection) for detection in self.detections],
+            "ratings": [attrs.asdict(rating) for rating in self.ratings],
             "analyses": [attrs.asdict(finding) for finding in self.findings],
             "attacks": [attrs.asdict(cost) for cost in self.attacks],
         }
@@ -204,6 +235,7 @@ class Table:
             sections.append(_align(self._header(), [self._cells(row) for row in self.rows]))
         if self.detections:
             sections.append(_align(_DETECTION_HEADER, [_verdict(d) for d in self.detections]))
+        sections += [_align(header, body) for header, body in self.ratings_grids()]
         sections += [_align(header, body) for header, body in self.findings_grids()]
         if self.attacks:
             sections.append(_align(*self.attacks_grid()))
@@ -214,6 +246,13 @@ class Table:
     def grid(self) -> tuple[list[str], list[list[str]]]:
         """Header and body of the main section as text, for other renderings."""
         return self._header(), [self._cells(row) for row in self.rows]
+
+    def ratings_grids(self) -> list[tuple[list[str], list[list[str]]]]:
+        """Header and body, as text: of what was judged over models, over samples, over inputs."""
+        by_kind: dict[str, list[Rating]] = {}
+        for rating in self.ratings:
+            by_kind.setdefault(rating.of, []).append(rating)
+        return [_ratings_grid(ratings) for ratings in by_kind.values()]
 
     def findings_grids(self) -> list[tuple[list[str], list[list[str]]]]:
         """Header and body, as text, of each analysis that was carried out anywhere."""
@@ -276,6 +315,9 @@ class Table:
         for d in self.detections:
             if d.error:
                 notes.append(f"failed: {d.attack}, {d.detector}: {d.error}")
+        for r in self.ratings:
+            if r.error:
+                notes.append(f"failed: rating of {r.detector}, {r.attack}: {r.error}")
         for f in self.findings:
             if f.error:
                 notes.append(f"failed: {f.attack}, {f.analysis}: {f.error}")
@@ -292,8 +334,41 @@ def percent(share: float | None) -> str:
     return str((Decimal(repr(share)) * 100).quantize(Decimal("0.01"), ROUND_HALF_UP))
 
 
-_TEXT_COLUMNS = ("data", "model", "attack", "defense", "detector", "analysis", "seed", "score")
+_TEXT_COLUMNS = (
+    *("data", "model", "attack", "defense", "detector", "rated over"),
+    *("analysis", "seed", "score"),
+)
 _DETECTION_HEADER = ["attack", "detector", "seed", "score", "threshold", "verdict", "target"]
+
+
+def _ratings_grid(ratings: Sequence[Rating]) -> tuple[list[str], list[list[str]]]:
+    varying = [name for name in ("data", "model") if len({getattr(r, name) for r in ratings}) > 1]
+    columns: dict[str, bool] = {}
+    for rating in ratings:
+        columns.update({name: value["is_share"] for name, value in rating.values.items()})
+    header = [*varying, "detector", "rated over", "attack", "seed"]
+    header += [f"{name} %" if is_share else name for name, is_share in columns.items()]
+    body = [
+        [
+            *(getattr(rating, name) for name in varying),
+            *(rating.detector, rating.of, rating.attack),
+            "all" if rating.seed is None else str(rating.seed),
+            *("failed" if rating.error else _rated(rating.values.get(c)) for c in columns),
+        ]
+        for rating in ratings
+    ]
+    return header, body
+
+
+def _rated(value: Mapping[str, Any] | None) -> str:
+    """A value with its confidence interval, in percent where it is a share."""
+    if value is None or value["value"] is None:
+        return "-"
+    show = percent if value["is_share"] else _number
+    if value["interval"] is None:
+        return show(value["value"])
+    low, high = (("?" if end is None else show(end)) for end in value["interval"])
+    return f"{show(value['value'])} [{low}, {high}]"
 
 
 def _verdict(detection: Detection) -> list[str]:
@@ -302,11 +377,15 @@ def _verdict(detection: Detection) -> list[str]:
         detection.attack,
         detection.detector,
         str(detection.seed),
-        "failed" if detection.score is None else f"{detection.score:.3f}",
-        "-" if detection.threshold is None else f"{detection.threshold:.3f}",
+        "failed" if detection.error else _score(detection.score),
+        _score(detection.threshold),
         verdict,
         "-" if detection.target is None else str(detection.target),
     ]
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _findings_grid(findings: Sequence[Finding]) -> tuple[list[str], list[list[str]]]:

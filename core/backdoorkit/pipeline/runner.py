@@ -22,6 +22,7 @@ from backdoorkit.pipeline.collect import collect
 from backdoorkit.pipeline.keys import content_key
 from backdoorkit.pipeline.plan import Plan, Step, StepKind, make_plan
 from backdoorkit.pipeline.preflight import check_methods, check_weights
+from backdoorkit.pipeline.rating import rate
 from backdoorkit.pipeline.record import write_run
 from backdoorkit.pipeline.steps import make
 from backdoorkit.pipeline.workshop import Workshop
@@ -114,7 +115,7 @@ def run_recipe(
     try:
         _prepare(run, workshop)
         _execute(run, workshop)
-        table = collect(run)
+        table = collect(run, rate(run, workshop))
         report = write_run(run, table, started=started)
     except BaseException as error:
         failure = error

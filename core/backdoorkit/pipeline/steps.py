@@ -26,15 +26,18 @@ from backdoorkit.pipeline.measuring import (
 from backdoorkit.pipeline.metering import Meter
 from backdoorkit.pipeline.plan import StepKind
 from backdoorkit.pipeline.poisoning import freeze, poison
+from backdoorkit.pipeline.screening import screen
 from backdoorkit.pipeline.tensors import save_tensors
 from backdoorkit.pipeline.victims import chosen, make_victim
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from matplotlib.figure import Figure
     from torch import Tensor
 
     from backdoorkit.context import Context
+    from backdoorkit.contracts import DetectionResult
     from backdoorkit.pipeline.plan import Step
     from backdoorkit.pipeline.recipe import DataChoice, MethodChoice
     from backdoorkit.pipeline.store import Artifact, Draft
@@ -122,16 +125,28 @@ def _detect(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
     resources = workshop.resources(victim, step.inputs.get("frozen"))
     result = run_detector(detector, choice.method.info, resources, context)
     save_tensors(draft, "tensors", result.tensors)
+    samples = {"scores": result.sample_scores, "flagged": result.flagged_samples}
+    if kept := {name: value for name, value in samples.items() if value is not None}:
+        save_tensors(draft, "samples", kept)
+    if result.input_filter is not None:
+        # Only now are there test images, and only for the filter, which is fitted.
+        save_tensors(draft, "screening", screen(workshop, step, result.input_filter, context))
     draft.write_json(
         "verdict.json",
         {
-            "score": float(result.score),
+            "score": None if result.score is None else float(result.score),
             "threshold": result.threshold,
             "detected": result.detected,
             "target": result.target,
+            "filter_threshold": _filter_threshold(result),
+            "captions": _draw(draft, result.figures, result.captions),
         },
     )
     return _method_facts(workshop, choice, context, step, dict(result.details))
+
+
+def _filter_threshold(result: DetectionResult) -> float | None:
+    return None if result.input_filter is None else float(result.input_filter.threshold)
 
 
 def _analyze(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
@@ -153,12 +168,19 @@ def _analyze(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
     )
     resources = workshop.resources(victim, frozen)
     result = run_analysis(analysis, choice.method.info, resources, truth, context)
-    for name, figure in result.figures.items():
-        draft.write_bytes(f"{name}.png", png_bytes(figure))
+    captions = _draw(draft, result.figures, result.captions)
     save_tensors(draft, "tensors", result.tensors)
-    captions = {name: result.captions.get(name, "") for name in result.figures}
     draft.write_json("values.json", {"values": dict(result.values), "captions": captions})
     return _method_facts(workshop, choice, context, step, dict(result.details))
+
+
+def _draw(
+    draft: Draft, figures: Mapping[str, Figure], captions: Mapping[str, str]
+) -> dict[str, str]:
+    """Write the figures, and return the caption of each."""
+    for name, figure in figures.items():
+        draft.write_bytes(f"{name}.png", png_bytes(figure))
+    return {name: captions.get(name, "") for name in figures}
 
 
 def _method_facts(

@@ -36,6 +36,8 @@ def render_report(run: Run, table: Table, record: dict[str, Any]) -> str:
         body=[(cells, _class(row)) for cells, row in zip(body, table.rows, strict=True)],
         footnotes=table.footnotes(),
         detections=table.detections,
+        ratings=table.ratings_grids(),
+        detection_figures=list(_detection_figures(table)),
         analyses=list(_analyses(table)),
         scatter=_scatter(table),
         attacks=list(_attacks(run)),
@@ -70,6 +72,19 @@ def _scatter(table: Table) -> str | None:
         if (asr := row.mean("ASR")) is not None and (acc := row.mean("ACC")) is not None
     ]
     return scatter(points) if points else None
+
+
+def _detection_figures(table: Table) -> Iterator[dict[str, str]]:
+    from backdoorkit.report.pictures import png_file
+
+    for detection in table.detections:
+        for name, path in detection.figures.items():
+            title = f"{detection.detector}, {detection.attack}, seed {detection.seed}"
+            yield {
+                "picture": png_file(Path(path)),
+                "title": f"{title}: {name.replace('-', ' ')}",
+                "caption": detection.captions[name],
+            }
 
 
 def _analyses(table: Table) -> Iterator[dict[str, Any]]:

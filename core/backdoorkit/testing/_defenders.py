@@ -228,16 +228,37 @@ DEFENSE_CHECKS: Final[tuple[Callable[[Subject], None], ...]] = (
 
 
 def verdict_is_well_formed(subject: Subject) -> None:
-    """Score and threshold are finite numbers, the target is a class."""
+    """Score and threshold are finite numbers or None, the target is a class."""
     result: DetectionResult = _run(subject).result
     for name in ("score", "threshold"):
         value = getattr(result, name)
         finite = isinstance(value, int | float) and math.isfinite(value)
-        allowed = finite or (name == "threshold" and value is None)
+        # A detector of samples or inputs has no word on the model; the envelope sees to the rest.
+        allowed = finite or value is None
         require(allowed, f"{name} must be a finite number, not {value!r}")
     target = result.target
     is_class = type(target) is int and 0 <= target < NUM_CLASSES
     require(target is None or is_class, f"target must be a class or None, not {target!r}")
+
+
+def figures_of_the_verdict_can_be_drawn(subject: Subject) -> None:
+    """Every figure becomes a PNG and has a caption."""
+    figures_can_be_drawn(subject)
+
+
+def inputs_are_scored_one_by_one(subject: Subject) -> None:
+    """An input's score is a number that does not depend on the rest of its batch."""
+    found: DetectionResult = _run(subject).result
+    if found.input_filter is None:
+        raise CheckSkippedError("it has no input filter")
+    images = tiny_victim().test.images[:12].float() / 255
+    with torch.inference_mode():
+        together = found.input_filter.score(images)
+        parts = [found.input_filter.score(part) for part in torch.split(images, [1, 4, 7])]
+    require(together.shape == (12,), f"12 inputs have scores of shape {tuple(together.shape)}")
+    require(bool(together.isfinite().all()), "scores are not finite")
+    require(math.isfinite(found.input_filter.threshold), "the threshold is not finite")
+    torch.testing.assert_close(torch.cat(parts), together, rtol=1e-3, atol=1e-4)
 
 
 def same_seed_gives_the_same_verdict(subject: Subject) -> None:
@@ -251,12 +272,19 @@ def same_seed_gives_the_same_verdict(subject: Subject) -> None:
         f"score and target were {first.score}, {first.target}, "
         f"then {second.score}, {second.target}",
     )
+    if first.sample_scores is not None:
+        same = second.sample_scores is not None and torch.equal(
+            first.sample_scores, second.sample_scores
+        )
+        require(same, "scores of training samples differ between two runs")
 
 
 DETECTOR_CHECKS: Final[tuple[Callable[[Subject], None], ...]] = (
     accepts_the_tiny_victim,
     runs_with_what_it_declares,
     verdict_is_well_formed,
+    inputs_are_scored_one_by_one,
+    figures_of_the_verdict_can_be_drawn,
     details_are_json,
     same_seed_gives_the_same_verdict,
     accepts_another_seed,
@@ -279,7 +307,7 @@ def finds_something(subject: Subject) -> None:
 
 def figures_can_be_drawn(subject: Subject) -> None:
     """Every figure becomes a PNG and has a caption."""
-    result: AnalysisResult = _run(subject).result
+    result: AnalysisResult | DetectionResult = _run(subject).result
     for name, figure in result.figures.items():
         png_bytes(figure)
         require(bool(result.captions.get(name)), f"figure {name!r} has no caption")

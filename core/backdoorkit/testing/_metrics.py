@@ -10,9 +10,11 @@ import attrs
 import torch
 
 from backdoorkit.contracts import MetricValue
+from backdoorkit.detection import DetectionScores
 from backdoorkit.evaluation import Evaluation, PoisonRecord, Predictions
 from backdoorkit.hooks.info import Need
 from backdoorkit.testing._subject import (
+    CheckSkippedError,
     Subject,
     require,
     require_untouched,
@@ -145,6 +147,32 @@ def leaves_predictions_and_what_is_global_alone(subject: Subject) -> None:
     require(first == _compute(subject, evaluation), "a second computation gives other values")
 
 
+def detectors_are_rated_by_how_they_rank(subject: Subject) -> None:
+    """A metric of verdicts: AUROC of right, reversed and equal scores; none without both kinds."""
+    if Need.VERDICTS not in subject.info.needs:
+        raise CheckSkippedError("it rates no detectors")
+    truth = torch.arange(_COUNT) % 4 == 0
+    right = truth.double() + torch.arange(_COUNT) / 1000
+    cases: tuple[tuple[Tensor, Tensor, float | None], ...] = (
+        (right, truth, 1.0),
+        (-right, truth, 0.0),
+        (torch.zeros(_COUNT).double(), truth, 0.5),
+        (right, torch.zeros(_COUNT).bool(), None),
+    )
+    with watched_global_state() as changed:
+        for scores, positive, area in cases:
+            for of in ("models", "training samples", "inputs"):
+                given = DetectionScores(of=of, scores=scores, positive=positive, flagged=positive)
+                rated: Mapping[str, MetricValue] = subject.create().rate(given)
+                require(len(rated) > 0, "there are no columns")
+                values = [v.value for v in rated.values() if v.value is not None]
+                require(all(map(math.isfinite, values)), f"values are {values}")
+                if "AUROC" in rated:
+                    found = rated["AUROC"].value
+                    require(found == area, f"AUROC is {found} where {area} is right")
+    require_untouched(changed)
+
+
 CHECKS: Final[tuple[Callable[[Subject], None], ...]] = (
     values_are_well_formed,
     known_models_get_their_known_values,
@@ -152,10 +180,13 @@ CHECKS: Final[tuple[Callable[[Subject], None], ...]] = (
     works_without_an_attack,
     asks_only_for_what_it_declares,
     leaves_predictions_and_what_is_global_alone,
+    detectors_are_rated_by_how_they_rank,
 )
 
 
 def _compute(subject: Subject, evaluation: Evaluation) -> Mapping[str, MetricValue]:
+    if Need.VERDICTS in subject.info.needs:
+        raise CheckSkippedError("it rates detectors, not models")
     columns: Mapping[str, MetricValue] = subject.create().compute(evaluation)
     require(isinstance(columns, Mapping), f"compute must return a mapping, not {columns!r}")
     return columns

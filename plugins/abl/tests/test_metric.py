@@ -8,7 +8,7 @@ import torch
 from backdoorkit.api import ContractError, Evaluation, Predictions
 from backdoorkit.evaluation import PoisonRecord
 from backdoorkit_abl import IsolationConfig
-from backdoorkit_abl._metric import IsolationPrecision, area_under_curve
+from backdoorkit_abl._metric import IsolationPrecision
 
 #: 4 poisoned, 1 cover
 KINDS = [1, 0, 0, 1, 2, 1, 0, 1, 0, 0]
@@ -51,8 +51,6 @@ def test_separated_losses_give_full_precision_and_area():
 
 def test_equal_losses_count_half():
     assert compute(outputs([0], [0.5] * 10))[2].value == 0.5
-    area = area_under_curve(torch.tensor([2.0, 1.0]), torch.tensor([1.0, 0.0]))
-    assert area == (2 + 1.5) / 4
 
 
 @pytest.mark.parametrize(

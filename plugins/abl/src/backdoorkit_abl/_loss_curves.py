@@ -8,10 +8,16 @@ import attrs
 import torch
 from matplotlib.ticker import MaxNLocator
 
-from backdoorkit.api import Analysis, AnalysisResult, ContractError, SampleKind, new_figure
+from backdoorkit.api import (
+    Analysis,
+    AnalysisResult,
+    ContractError,
+    SampleKind,
+    area_under_curve,
+    new_figure,
+)
 from backdoorkit_abl import LossCurvesConfig
 from backdoorkit_abl._isolation import IsolationTraining, isolated_count, lowest, sample_losses
-from backdoorkit_abl._metric import area_under_curve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from backdoorkit.api import ContractError, Metric, MetricValue, SampleKind
+from backdoorkit.api import ContractError, Metric, MetricValue, SampleKind, area_under_curve
 from backdoorkit_abl import IsolationConfig
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from backdoorkit.api import Evaluation
 
-__all__ = ["IsolationPrecision", "area_under_curve"]
+__all__ = ["IsolationPrecision"]
 
 _PRECISION, _RECALL, _AREA = "isolation precision", "isolation recall", "isolation AUROC"
 
@@ -71,14 +71,3 @@ def _area(losses: Tensor, poisoned: Tensor) -> float | None:
             f"expected a loss for each of {len(poisoned)} training samples, got {len(losses)}"
         )
     return area_under_curve(-losses[poisoned], -losses[~poisoned])
-
-
-def area_under_curve(positives: Tensor, negatives: Tensor) -> float | None:
-    """P(positive > negative) + ½ P(equal) of scores; None where either is missing."""
-    if not len(positives) or not len(negatives):
-        return None
-    ordered = negatives.sort().values
-    below = torch.searchsorted(ordered, positives.contiguous())
-    not_above = torch.searchsorted(ordered, positives.contiguous(), right=True)
-    wins = (below + not_above).double().mean() / 2
-    return float(wins) / len(negatives)
