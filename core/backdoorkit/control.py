@@ -60,11 +60,12 @@ class PerBatchPoisoning(AttackHooks):
         poisoned, covers = choose_in_batch(batch.labels, options, self._num_classes)
         images, labels = batch.images.clone(), batch.labels.clone()
         ids = self._ids.to(batch.indices.device)[batch.indices]
-        self._alter(images, batch, ids, poisoned, self.trigger)
+        planted = self.attack.for_training(self.trigger)
+        self._alter(images, batch, ids, poisoned, planted)
         wanted = map_labels(batch.labels[poisoned.rows], options, self._num_classes)
         labels[poisoned.rows] = torch.where(poisoned.valid, wanted, labels[poisoned.rows])
         cover = self.attack.cover(self.trigger, epoch)
-        self._alter(images, batch, ids, covers, self.trigger if cover is None else cover)
+        self._alter(images, batch, ids, covers, planted if cover is None else cover)
         return attrs.evolve(batch, images=images, labels=labels)
 
     @torch.no_grad()

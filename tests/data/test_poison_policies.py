@@ -231,6 +231,22 @@ def test_a_batch_of_128_has_12_poisoned_24_covers_and_92_clean():
     assert torch.equal(batch.images, batch_of(data, order).images)
 
 
+def test_what_is_planted_in_training_may_be_another_trigger_than_at_test_time():
+    class Fainter(Toy):
+        def for_training(self, trigger):
+            return Blackening()
+
+    data = images()
+    context = Context(method="toy", seed=0, device=torch.device("cpu"))
+    made = Fainter(PoisonOptions()).poison(data, Inverting(), context)
+    assert int(made.data.images[made.poisoned_positions].sum()) == 0
+    hooks = PerBatchPoisoning(Fainter(per_batch()), Inverting(), data)
+    hooks.options = TrainOptions(batch_size=50)
+    batch = hooks.before_augmentation(batch_of(data, torch.arange(50)), 0)
+    assert int(batch.images[:5].sum()) == 0
+    assert isinstance(hooks.trigger, Inverting)
+
+
 def test_a_narrow_basis_takes_its_share_of_those_that_qualify():
     labels = torch.tensor([0, 1, 0, 2, 0, 1, 2, 3, 0, 1])  # four of the target class
     options = PoisonOptions(poison_rate=0.5, rate_basis=RateBasis.TARGET_CLASS)

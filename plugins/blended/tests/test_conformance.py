@@ -16,6 +16,11 @@ class TestDrawing(AttackSuite):
     config: ClassVar = {"pattern": "procedural", "test_alpha": 0.5}
 
 
+class TestPerBatch(AttackSuite):
+    method = "blended"
+    config: ClassVar = {"index_policy": "per-batch", "test_alpha": 0.5}
+
+
 class TestResampledNoise(AttackSuite):
     method = "blended"
     config: ClassVar = {"resample": True, "grey_noise": True}

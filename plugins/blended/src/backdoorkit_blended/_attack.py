@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import torch
 
-from backdoorkit.api import Attack, InputError, Trigger, poison_by_options
+from backdoorkit.api import Attack, InputError, Trigger
 from backdoorkit_blended import BlendedConfig
 from backdoorkit_blended._patterns import draw_cartoon, draw_noise, noise_by_sample, read_picture
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from backdoorkit.api import Context, ImageSet, PoisonedSet
+    from backdoorkit.api import Context, ImageSet
 
 __all__ = ["BlendTrigger", "Blended", "FixedPattern", "NoisePerSample"]
 
@@ -129,8 +129,7 @@ class Blended(Attack[BlendedConfig]):
         grey = bool(state["grey"])
         return NoisePerSample((channels, height, width), alpha, int(state["key"]), grey)
 
-    def poison(self, data: ImageSet, trigger: Trigger, context: Context) -> PoisonedSet:
-        """As every attack by its options, with the training share of the pattern."""
+    def for_training(self, trigger: Trigger) -> BlendTrigger:
+        """With the training share of the pattern."""
         assert isinstance(trigger, BlendTrigger)
-        planted = trigger.for_training(self.config.alpha)
-        return poison_by_options(data, planted, self.config, context.generator("poisoned indices"))
+        return trigger.for_training(self.config.alpha)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import torch
 
-from backdoorkit.api import Attack, InputError, Trigger, poison_by_options
+from backdoorkit.api import Attack, InputError, Trigger
 from backdoorkit_sig import SIGConfig
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from backdoorkit.api import Context, ImageSet, PoisonedSet
+    from backdoorkit.api import Context, ImageSet
 
 __all__ = ["SIG", "SinusoidTrigger", "sinusoid"]
 
@@ -68,21 +68,22 @@ class SIG(Attack[SIGConfig]):
         """The signal as it is at test time; draws nothing at random."""
         config = self.config
         delta = config.delta if config.test_delta is None else config.test_delta
-        return self._trigger(data.shape[-1], delta, context)
+        return self._trigger(data.shape[-1], delta, context.device)
 
     def restore(self, state: Mapping[str, Tensor]) -> SinusoidTrigger:
         """The trigger from its stored tensors."""
         return SinusoidTrigger(state["signal"], state["carrier"].item())
 
-    def poison(self, data: ImageSet, trigger: Trigger, context: Context) -> PoisonedSet:
-        """As every attack by its options, with the amplitude for training."""
-        planted = self._trigger(data.shape[-1], self.config.delta, context)
-        return poison_by_options(data, planted, self.config, context.generator("poisoned indices"))
+    def for_training(self, trigger: Trigger) -> SinusoidTrigger:
+        """With the amplitude for training."""
+        assert isinstance(trigger, SinusoidTrigger)
+        signal = trigger.signal
+        return self._trigger(signal.shape[-1], self.config.delta, signal.device)
 
-    def _trigger(self, width: int, delta: float, context: Context) -> SinusoidTrigger:
+    def _trigger(self, width: int, delta: float, device: torch.device) -> SinusoidTrigger:
         signal, carrier = sinusoid(width, delta, self.config.frequency), 1.0
         if self.config.wrapped_blend:
             signal = _WRAPPED_SHARE * signal.trunc().remainder(256)
             carrier -= _WRAPPED_SHARE
         signal = (signal / 255).float().reshape(1, 1, 1, width)
-        return SinusoidTrigger(signal.to(context.device), carrier)
+        return SinusoidTrigger(signal.to(device), carrier)
