@@ -54,19 +54,31 @@ class PerBatchPoisoning(AttackHooks):
 
     def before_augmentation(self, batch: Batch, epoch: int) -> Batch:
         """The batch with its poisoned samples and covers in place."""
-        options = self.attack.config
-        if epoch == 0 and int(options.poison_rate * self.options.batch_size + 1e-9) == 0:
-            _refuse_small_batches(options.poison_rate, self.options.batch_size)
-        poisoned, covers = choose_in_batch(batch.labels, options, self._num_classes)
-        images, labels = batch.images.clone(), batch.labels.clone()
+        poisoned, covers = self.choose(batch)
+        images, labels = batch.images.clone(), self.relabelled(batch, poisoned)
         ids = self._ids.to(batch.indices.device)[batch.indices]
         planted = self.attack.for_training(self.trigger)
         self._alter(images, batch, ids, poisoned, planted)
-        wanted = map_labels(batch.labels[poisoned.rows], options, self._num_classes)
-        labels[poisoned.rows] = torch.where(poisoned.valid, wanted, labels[poisoned.rows])
         cover = self.attack.cover(self.trigger, epoch)
         self._alter(images, batch, ids, covers, planted if cover is None else cover)
         return attrs.evolve(batch, images=images, labels=labels)
+
+    def choose(self, batch: Batch) -> tuple[Chosen, Chosen]:
+        """The rows of ``batch``, under its true labels, to be poisoned, and those for covers.
+
+        For attacks that alter these rows in a way of their own.
+        """
+        options = self.attack.config
+        if int(options.poison_rate * self.options.batch_size + 1e-9) == 0:
+            _refuse_small_batches(options.poison_rate, self.options.batch_size)
+        return choose_in_batch(batch.labels, options, self._num_classes)
+
+    def relabelled(self, batch: Batch, poisoned: Chosen) -> Tensor:
+        """int64, B: the labels, at the poisoned rows those that the attacker wants."""
+        labels = batch.labels.clone()
+        wanted = map_labels(batch.labels[poisoned.rows], self.attack.config, self._num_classes)
+        labels[poisoned.rows] = torch.where(poisoned.valid, wanted, labels[poisoned.rows])
+        return labels
 
     @torch.no_grad()
     def _alter(
