@@ -78,7 +78,8 @@ def difference(data):
 
 def activity(model, clean, triggered, **options):
     structure = find_structure(model, SHAPE)
-    layers = with_outputs(structure.layers("conv", "linear", "attention"))
+    ranked = structure.layers("conv", "linear", "attention")
+    layers = with_outputs(model, structure, ranked, clean.images[:1] / 255)
     context = tiny_context("tac")
     return channel_activity(model, structure, layers, clean, triggered, context, **options)
 
@@ -152,6 +153,28 @@ def test_tokens_are_positions():
     expected = torch.linalg.vector_norm(added[0], dim=1)
     found = activity(model, data, with_square(data))["mlp"].change
     torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+class Attending(nn.Module):
+    """Attention uses its projections' weights without calling them; the rest is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(48, 2, batch_first=True)
+        self.mlp = nn.Linear(48, 6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, images):
+        tokens = functional.unfold(images, 4, stride=4).transpose(1, 2)
+        tokens = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        return self.head(self.mlp(tokens).mean(dim=1))
+
+
+def test_layers_that_are_never_called_are_left_out():
+    model, data = made(Attending), dim_images()
+    structure = find_structure(model, SHAPE)
+    assert len(structure.layers("linear", "attention")) > 1
+    assert set(activity(model, data, with_square(data))) == {"mlp"}
 
 
 def test_a_norm_counts_where_it_reads_one_layer_alone():

@@ -34,9 +34,19 @@ class ChannelActivity:
     triggered: Tensor
 
 
-def with_outputs(layers: Sequence[PrunableLayer]) -> tuple[PrunableLayer, ...]:
-    """Those of ``layers`` that are modules with an output of their own: not attention's rows."""
-    return tuple(layer for layer in layers if layer.kind in ("conv", "linear"))
+@torch.no_grad()
+def with_outputs(
+    model: nn.Module, structure: Structure, layers: Sequence[PrunableLayer], images: Tensor
+) -> tuple[PrunableLayer, ...]:
+    """Those of ``layers`` that have an output of their own when ``model`` sees ``images``.
+
+    Attention takes the weights of its projections without calling them.
+    """
+    modules = {name for name, _ in model.eval().named_modules()}
+    named = [layer.name for layer in layers if layer.name in modules]
+    with structure.feature_maps(model, named) as maps:
+        model(images)
+    return tuple(layer for layer in layers if layer.name in maps)
 
 
 def norms_of(structure: Structure, layers: Sequence[PrunableLayer]) -> dict[str, str]:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from backdoorkit import TrainOptions
-from backdoorkit.api import Analysis, AnalysisResult, InputError, chance, new_figure
+from backdoorkit.api import (
+    Analysis,
+    AnalysisResult,
+    InputError,
+    StructureError,
+    batches,
+    chance,
+    new_figure,
+)
 from backdoorkit_tsbd import TriggerActivatedChangeConfig
 from backdoorkit_tsbd._channels import ChannelActivity, channel_activity, norms_of, with_outputs
 from backdoorkit_tsbd._correlation import spearman
@@ -38,13 +46,13 @@ class TriggerActivatedChange(Analysis[TriggerActivatedChangeConfig]):
     """
 
     def check(self, structure: Structure) -> None:
-        self._layers(structure)
+        ranked_layers(structure, self.config.layers, "trigger-activated-change")
 
     def run(self, task: AnalysisTask, context: Context) -> AnalysisResult:
         config, victim, twin = self.config, task.model, task.clean_twin
         structure = context.structure(victim)
-        layers = self._layers(structure)
         clean, triggered = paired(task, config.images, context)
+        layers = self._layers(victim, structure, clean, context)
 
         def activity(model: nn.Module) -> dict[str, ChannelActivity]:
             return channel_activity(
@@ -106,9 +114,18 @@ class TriggerActivatedChange(Analysis[TriggerActivatedChangeConfig]):
             },
         )
 
-    def _layers(self, structure: Structure) -> tuple[PrunableLayer, ...]:
-        layers = ranked_layers(structure, self.config.layers, "trigger-activated-change")
-        return with_outputs(layers)
+    def _layers(
+        self, model: nn.Module, structure: Structure, images: ImageSet, context: Context
+    ) -> tuple[PrunableLayer, ...]:
+        ranked = ranked_layers(structure, self.config.layers, context.method)
+        (first,) = batches(images.subset(torch.arange(1)), 1, device=context.device)
+        layers = with_outputs(model, structure, ranked, first.images)
+        if not layers:
+            raise StructureError(
+                f"{context.method} needs layers with an output of their own, and "
+                f"{structure.network} has attention projections only; choose layers = 'conv'"
+            )
+        return layers
 
     def _unlearned(self, task: AnalysisTask, context: Context) -> tuple[nn.Module, nn.Module]:
         """The victim after unlearning the clean reserve, and after unlearning it triggered."""
