@@ -91,6 +91,11 @@ class Methods:
 
     @staticmethod
     @hookimpl
+    def backdoorkit_analyses():
+        return [info("look", NoOptions)]
+
+    @staticmethod
+    @hookimpl
     def backdoorkit_metrics():
         return [info(name, NoOptions) for name in STANDARD_METRICS]
 
@@ -136,11 +141,14 @@ def refusal(result):
 
 
 def test_steps_and_their_options_become_a_recipe(recipe):
-    values = recipe("patch", "--poison-rate", "0.05", "none", "prune", "--ratio", "1", "scan")
+    values = recipe(
+        "patch", "--poison-rate", "0.05", "none", "prune", "--ratio", "1", "scan", "look"
+    )
     assert [table["name"] for table in values["attacks"]] == ["patch", "none"]
     assert values["attacks"][0]["poison_rate"] == 0.05
     assert [(table["name"], table["ratio"]) for table in values["defenses"]] == [("prune", 1.0)]
     assert [table["name"] for table in values["detectors"]] == ["scan"]
+    assert [table["name"] for table in values["analyses"]] == ["look"]
 
 
 def test_a_step_may_come_twice_with_other_options(recipe):
@@ -179,9 +187,15 @@ def test_a_name_of_two_kinds_is_qualified(call, recipe):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["pathc"], "no attack, defense, detector or analysis is called 'pathc'; did you mean 'patch'?"),
-        (["qqqqqq"], "known: patch, prune, scan, strict, twice"),
-        (["digits"], "'digits' is a dataset, and steps are attacks, defenses, detectors and analyses"),
+        (
+            ["pathc"],
+            "no attack, defense, detector or analysis is called 'pathc'; did you mean 'patch'?",
+        ),
+        (["qqqqqq"], "known: look, patch, prune, scan, strict, twice"),
+        (
+            ["digits"],
+            "'digits' is a dataset, and steps are attacks, defenses, detectors and analyses",
+        ),
         (["patch", "--poison-rtae", "1"], "--poison-rate"),
         (["patch", "--poison-rate", "1.5"], "must be at most 1, not 1.5"),
         (["patch", "--poison-rate", "x"], "must be a number, not 'x'"),
