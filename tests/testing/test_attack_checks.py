@@ -6,7 +6,7 @@ import attrs
 import pytest
 import torch
 
-from backdoorkit import Kind, Need
+from backdoorkit import Kind, Need, PoisonOptions, option
 from backdoorkit.api import (
     Attack,
     AttackHooks,
@@ -150,6 +150,21 @@ class Broken(Good):
         return Hooks(trigger)
 
 
+class Stray(Good):
+    def wanted_labels(self, trigger, labels, ids, num_classes):
+        return labels + num_classes
+
+
+class NobodyAttacked(Good):
+    def wanted_labels(self, trigger, labels, ids, num_classes):
+        return torch.full_like(labels, -1)
+
+
+class UndeclaredCovers(Good):
+    def cover(self, trigger, epoch=None):
+        return trigger
+
+
 class Uncontrolled(Good):
     def control(self, trigger, data, context):
         return AttackHooks(trigger)
@@ -170,6 +185,9 @@ FAULTY = [
     (Relabels, "poisoned set is honest"),
     (CoversRelabelled, "poisoned set is honest"),
     (Few, "poisons as many as it says"),
+    (Stray, "wanted labels are labels"),
+    (NobodyAttacked, "wanted labels are labels"),
+    (UndeclaredCovers, "covers are made like triggered images"),
     (Uncontrolled, "control of the training runs"),
 ]
 
@@ -228,6 +246,86 @@ def test_any_attack_may_poison_batch_by_batch(outcomes):
     assert found["control of the training runs"].status is CheckStatus.PASSED
 
 
+@attrs.frozen(kw_only=True)
+class CoverConfig(PoisonOptions):
+    own_covers = True
+    rounds: int = option(1, help="How often.")
+
+
+class DrawnCovers(Good):
+    """Covers with noise from the global generator."""
+
+    def cover(self, trigger, epoch=None):
+        return DrawsWhenApplied(trigger.pattern)
+
+
+def test_covers_must_follow_from_their_ids(outcomes):
+    found = outcomes(Kind.ATTACK, DrawnCovers, {"cover_ratio": 1.0}, config=CoverConfig)
+    assert failed(found) == ["covers are made like triggered images"]
+
+
+class Counting(AttackHooks):
+    """Brightens the trigger from epoch to epoch, and forgets how often when it is killed."""
+
+    count = 0
+
+    def after_epoch(self, model, epoch, metrics):
+        self.count += 1
+        self.trigger = Corner(torch.full((2, 2), self.count / 8))
+        return False
+
+
+class Forgetting(Good):
+    def control(self, trigger, data, context):
+        return Counting(trigger)
+
+
+class Remembering(Good):
+    def control(self, trigger, data, context):
+        class Hooks(Counting):
+            def state(self):
+                return {"count": torch.tensor(self.count)}
+
+            def load_state(self, state):
+                self.count = int(state["count"])
+
+        return Hooks(trigger)
+
+
+def test_hooks_that_forget_end_with_another_trigger_when_they_are_resumed(outcomes):
+    check = "interrupted control ends with the same bits"
+    assert failed(outcomes(Kind.ATTACK, Forgetting, PER_BATCH)) == [check]
+    found = outcomes(Kind.ATTACK, Remembering, PER_BATCH)
+    assert found[check].status is CheckStatus.PASSED
+
+
+class FreezesNothing(Good):
+    def freeze(self, data, trigger, context, rate=None):
+        nothing = torch.zeros(len(data), dtype=torch.uint8)
+        return PoisonedSet(data=data, true_labels=data.labels, kinds=nothing)
+
+
+def test_a_frozen_set_must_be_poisoned(outcomes):
+    found = failed(outcomes(Kind.ATTACK, FreezesNothing, PER_BATCH))
+    assert found == ["freezes a set that is honest"]
+
+
+SPECIFIC = {"label_map": "source-specific", "source_classes": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rate_basis": "append"},
+        {**SPECIFIC, "cover_ratio": 1.0},
+        {**SPECIFIC, "rate_basis": "source-classes"},
+        {**SPECIFIC, **PER_BATCH, "cover_ratio": 0.5},
+    ],
+)
+def test_every_label_map_basis_and_policy_keeps_the_contract(options, outcomes):
+    assert failed(outcomes(Kind.ATTACK, Good, options)) == []
+
+
 def test_hooks_that_fail_fail_their_check(outcomes):
     assert "control of the training runs" in failed(outcomes(Kind.ATTACK, Broken, PER_BATCH))
 
@@ -266,4 +364,5 @@ def test_an_attack_on_chosen_images_must_choose_some(outcomes):
     class Nobody(Chosen):
         attacked = ()
 
-    assert failed(outcomes(Kind.ATTACK, Nobody, needs={Need.TEST_DATA})) == ["plants a trigger"]
+    found = failed(outcomes(Kind.ATTACK, Nobody, needs={Need.TEST_DATA}))
+    assert found == ["plants a trigger", "wanted labels are labels"]

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import attrs
 import torch
-from torch import Tensor
 
-from backdoorkit.data.poison import SampleKind
+from backdoorkit.data.poison import NOT_ATTACKED
 from backdoorkit.errors import BackdoorkitError, InputError
 from backdoorkit.hooks.info import Need
-from backdoorkit.hooks.shared_options import PoisonOptions, RateBasis, TrainOptions
 from backdoorkit.pipeline.envelope import seeded
+from backdoorkit.testing import _control
+from backdoorkit.testing._planting import (
+    carried_out,
+    context_for,
+    held_out_images,
+    require_close,
+    require_count,
+    require_honest,
+    samples,
+)
 from backdoorkit.testing._subject import (
     CheckSkippedError,
     Subject,
@@ -20,37 +27,12 @@ from backdoorkit.testing._subject import (
     require_untouched,
     watched_global_state,
 )
-from backdoorkit.testing.tiny import (
-    IMAGE_SHAPE,
-    NUM_CLASSES,
-    tiny_context,
-    tiny_images,
-    tiny_network,
-)
+from backdoorkit.testing.tiny import IMAGE_SHAPE, NUM_CLASSES, tiny_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from backdoorkit.context import Context
-    from backdoorkit.contracts import Attack, Trigger
-    from backdoorkit.data.images import ImageSet
-    from backdoorkit.data.poison import PoisonedSet
-
 __all__ = ["CHECKS"]
-
-#: The trigger may differ by so much with the size of the batch: a quarter of a grey level.
-TOLERANCE: Final = 0.25 / 255
-_COUNT: Final = 256
-
-
-@attrs.frozen(eq=False, kw_only=True)
-class _Planted:
-    """An attack carried out on the tiny training set."""
-
-    attack: Attack[Any]
-    trigger: Trigger
-    poisoned: PoisonedSet
-    changed: list[str]
 
 
 def plants_a_trigger(subject: Subject) -> None:
@@ -58,10 +40,10 @@ def plants_a_trigger(subject: Subject) -> None:
 
     An attack on chosen test images may do without a trigger; then it attacks no others.
     """
-    planted = _planted(subject)
-    images, labels, ids = _samples()
+    planted = carried_out(subject)
+    images, labels, ids = samples()
     if Need.TEST_DATA in subject.info.needs:
-        test = _test_images()
+        test = held_out_images()
         wanted = planted.attack.wanted_labels(planted.trigger, test.labels, test.ids, NUM_CLASSES)
         require(bool((wanted >= 0).any()), "it attacks none of the test images")
         if bool((wanted < 0).any()):
@@ -72,8 +54,8 @@ def plants_a_trigger(subject: Subject) -> None:
 
 def triggered_images_are_images(subject: Subject) -> None:
     """float32 in [0, 1] and finite, of the shape they had."""
-    images, labels, ids = _samples()
-    triggered = _planted(subject).trigger.apply(images, labels, ids)
+    images, labels, ids = samples()
+    triggered = carried_out(subject).trigger.apply(images, labels, ids)
     require(triggered.dtype == torch.float32, f"images became {triggered.dtype}")
     require(triggered.shape == images.shape, f"images became {tuple(triggered.shape)}")
     require(bool(triggered.isfinite().all()), "images are not finite")
@@ -83,57 +65,57 @@ def triggered_images_are_images(subject: Subject) -> None:
 
 def trigger_leaves_its_input_alone(subject: Subject) -> None:
     """The images, labels and ids it is given are not written to."""
-    given = _samples()
+    given = samples()
     before = [value.clone() for value in given]
-    _planted(subject).trigger.apply(*given)
+    carried_out(subject).trigger.apply(*given)
     for name, value, old in zip(("images", "labels", "ids"), given, before, strict=True):
         require(torch.equal(value, old), f"it wrote into the {name}; work on a copy")
 
 
 def trigger_is_the_same_every_time(subject: Subject) -> None:
     """Applied twice, it gives the same bits and draws from no global generator."""
-    trigger = _planted(subject).trigger
-    first = trigger.apply(*_samples())
+    trigger = carried_out(subject).trigger
+    first = trigger.apply(*samples())
     with watched_global_state() as changed:
-        second = trigger.apply(*_samples())
+        second = trigger.apply(*samples())
     require_untouched(changed)
     require(torch.equal(first, second), "two applications differ; draw what is random in prepare")
 
 
 def trigger_does_not_depend_on_the_batch(subject: Subject) -> None:
     """One image at a time, in odd batches or in another order: the same images."""
-    trigger = _planted(subject).trigger
-    images, labels, ids = _samples()
+    trigger = carried_out(subject).trigger
+    images, labels, ids = samples()
     whole = trigger.apply(images, labels, ids)
     parts = [
         trigger.apply(images[i : i + 7], labels[i : i + 7], ids[i : i + 7])
         for i in range(0, len(images), 7)
     ]
-    _require_close(torch.cat(parts), whole, "in batches of seven")
+    require_close(torch.cat(parts), whole, "in batches of seven")
     single = trigger.apply(images[:1], labels[:1], ids[:1])
-    _require_close(single, whole[:1], "one by one")
+    require_close(single, whole[:1], "one by one")
     backwards = trigger.apply(images.flip(0), labels.flip(0), ids.flip(0)).flip(0)
-    _require_close(backwards, whole, "in reverse order")
+    require_close(backwards, whole, "in reverse order")
 
 
 def trigger_is_restored_from_its_state(subject: Subject) -> None:
     """``restore(trigger.state())`` on a fresh object gives the same trigger."""
-    trigger = _planted(subject).trigger
+    trigger = carried_out(subject).trigger
     state = trigger.state()
     kept = {name: value.detach().clone() for name, value in state.items()}
     again = subject.create().restore(kept)
     require(
-        torch.equal(again.apply(*_samples()), trigger.apply(*_samples())),
+        torch.equal(again.apply(*samples()), trigger.apply(*samples())),
         "the restored trigger gives other images; state() lacks something",
     )
 
 
 def same_seed_gives_the_same_poison(subject: Subject) -> None:
     """Trigger and poisoned set are the same bits, whatever was drawn before."""
-    first = _planted(subject)
+    first = carried_out(subject)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(12345)
-        second = _planted(subject, key="a second attack")
+        second = carried_out(subject, key="a second attack")
     state = second.trigger.state()
     for name, value in first.trigger.state().items():
         require(torch.equal(value, state[name]), f"state[{name!r}] differs between two runs")
@@ -144,56 +126,60 @@ def same_seed_gives_the_same_poison(subject: Subject) -> None:
 
 def accepts_another_seed(subject: Subject) -> None:
     """It runs with another seed, too."""
-    _planted(subject, seed=1)
+    carried_out(subject, seed=1)
 
 
 def poisoned_set_is_honest(subject: Subject) -> None:
     """Clean samples are as they were, covers keep their label, true labels are the true ones."""
-    poisoned, clean = _planted(subject).poisoned, tiny_images(_COUNT)
-    data, kinds = poisoned.data, poisoned.kinds
-    require(len(data) == len(clean), f"{len(clean)} images became {len(data)}")
-    require(torch.equal(data.ids, clean.ids), "ids changed; they belong to the samples")
-    require(torch.equal(poisoned.true_labels, clean.labels), "true_labels are not the true labels")
-    in_range = bool(((data.labels >= 0) & (data.labels < NUM_CLASSES)).all())
-    require(in_range, "there are labels of no class")
-    require(set(kinds.tolist()) <= {kind.value for kind in SampleKind}, "kinds hold other values")
-    kept = kinds == SampleKind.CLEAN
-    require(torch.equal(data.labels[kept], clean.labels[kept]), "labels of clean samples changed")
-    require(torch.equal(data.images[kept], clean.images[kept]), "images of clean samples changed")
-    covers = kinds == SampleKind.COVER
-    require(torch.equal(data.labels[covers], clean.labels[covers]), "covers have other labels")
+    require_honest(carried_out(subject).poisoned, subject.config)
 
 
 def poisons_as_many_as_it_says(subject: Subject) -> None:
     """``poison_rate`` of ``rate_basis`` are poisoned, from where the basis says."""
     if subject.config.controls_training:
         raise CheckSkippedError("it poisons while the victim trains")
-    options: PoisonOptions = subject.config
-    poisoned = _planted(subject).poisoned
-    is_target = poisoned.true_labels == options.target
-    bases = {
-        RateBasis.ALL: (len(is_target), torch.ones_like(is_target)),
-        RateBasis.ALL_WITHIN_TARGET: (len(is_target), is_target),
-        RateBasis.TARGET_CLASS: (int(is_target.sum()), is_target),
-        RateBasis.NON_TARGET: (int((~is_target).sum()), ~is_target),
-    }
-    total, eligible = bases[options.rate_basis]
-    wanted = options.poison_rate * total
-    is_poisoned = poisoned.kinds == SampleKind.POISONED
-    count = int(is_poisoned.sum())
-    require(abs(count - wanted) <= 1, f"{count} samples are poisoned, not about {wanted:g}")
-    require(not bool((is_poisoned & ~eligible).any()), "it poisons samples outside its rate basis")
+    require_count(carried_out(subject).poisoned, subject.config)
+
+
+def wanted_labels_are_labels(subject: Subject) -> None:
+    """``wanted_labels`` gives a class of each test image, or -1 where it is not attacked."""
+    planted, test = carried_out(subject), held_out_images()
+    wanted = planted.attack.wanted_labels(planted.trigger, test.labels, test.ids, NUM_CLASSES)
+    require(wanted.dtype == torch.int64, f"they are {wanted.dtype}, not int64")
+    require(wanted.shape == test.labels.shape, f"{tuple(wanted.shape)} for {len(test)} images")
+    in_range = bool(((wanted >= NOT_ATTACKED) & (wanted < NUM_CLASSES)).all())
+    require(in_range, "there are labels of no class")
+    require(bool((wanted != NOT_ATTACKED).any()), "no image is attacked")
+
+
+def covers_are_made_like_triggered_images(subject: Subject) -> None:
+    """What ``cover`` returns keeps what a trigger must: images, the same every time, any batch."""
+    planted = carried_out(subject)
+    cover = planted.attack.cover(planted.trigger)
+    if cover is None:
+        raise CheckSkippedError("it makes no covers of its own sort")
+    own: bool = subject.config.own_covers
+    require(own, "cover() makes covers, and the configuration does not say own_covers = True")
+    images, labels, ids = samples()
+    made = cover.apply(images.clone(), labels, ids)
+    require(made.shape == images.shape, f"images became {tuple(made.shape)}")
+    low, high = float(made.min()), float(made.max())
+    require(low >= 0 and high <= 1, f"pixels reach from {low:g} to {high:g}; clamp to [0, 1]")
+    again = cover.apply(images.clone(), labels, ids)
+    require(torch.equal(made, again), "two applications differ; let noise follow from the ids")
+    backwards = cover.apply(images.flip(0), labels.flip(0), ids.flip(0)).flip(0)
+    require_close(backwards, made, "in reverse order")
 
 
 def leaves_what_is_global_alone(subject: Subject) -> None:
     """No global generator is seeded or drawn from, and no switch of torch is changed."""
-    require_untouched(_planted(subject).changed)
+    require_untouched(carried_out(subject).changed)
 
 
 def works_in_grey_or_says_why_not(subject: Subject) -> None:
     """On one-channel images it works or raises InputError; nothing else."""
     grey = tiny_images(64, image_shape=(1, *IMAGE_SHAPE[1:]))
-    attack, context = subject.create(), _context(subject, grey=True)
+    attack, context = subject.create(), context_for(subject, grey=True)
     try:
         with seeded(context):
             trigger = attack.prepare(grey, context)
@@ -208,27 +194,6 @@ def works_in_grey_or_says_why_not(subject: Subject) -> None:
     require(triggered.shape == images.shape, f"grey images became {tuple(triggered.shape)}")
 
 
-def control_of_the_training_runs(subject: Subject) -> None:
-    """Where it controls the training, an epoch with its hooks runs."""
-    planted, context = _planted(subject), _context(subject)
-    data = tiny_images(_COUNT)
-    hooks = planted.attack.control(planted.trigger, data, context)
-    controls: bool = subject.config.controls_training
-    require(
-        (hooks is not None) == controls,
-        f"config.controls_training is {controls}, and control() returns {hooks!r}",
-    )
-    if hooks is None:
-        raise CheckSkippedError("it does not control the training")
-    options = TrainOptions(epochs=1, batch_size=64, precision="float32")
-    with seeded(context):
-        summary = context.fit(tiny_network(), data, options, hooks=hooks)
-    require(summary.epochs_run == 1, f"{summary.epochs_run} epochs were run, not 1")
-    images, labels, ids = _samples()
-    triggered = hooks.trigger.apply(images, labels, ids)
-    require(triggered.shape == images.shape, "the trigger after the training gives no images")
-
-
 CHECKS: Final[tuple[Callable[[Subject], None], ...]] = (
     plants_a_trigger,
     triggered_images_are_images,
@@ -240,44 +205,9 @@ CHECKS: Final[tuple[Callable[[Subject], None], ...]] = (
     accepts_another_seed,
     poisoned_set_is_honest,
     poisons_as_many_as_it_says,
+    wanted_labels_are_labels,
+    covers_are_made_like_triggered_images,
     leaves_what_is_global_alone,
     works_in_grey_or_says_why_not,
-    control_of_the_training_runs,
+    *_control.CHECKS,
 )
-
-
-def _planted(subject: Subject, *, seed: int = 0, key: str = "") -> _Planted:
-    def make() -> _Planted:
-        attack, context = subject.create(), _context(subject, seed=seed)
-        data: ImageSet = tiny_images(_COUNT)
-        with watched_global_state() as changed, seeded(context):
-            trigger = attack.prepare(data, context)
-            for name, value in trigger.state().items():
-                require(isinstance(value, Tensor), f"state()[{name!r}] is no tensor but {value!r}")
-            poisoned = attack.poison(data, trigger, context)
-        return _Planted(attack=attack, trigger=trigger, poisoned=poisoned, changed=changed)
-
-    if seed or key:
-        _planted(subject)  # where the plain attack fails, the others say nothing new
-    return subject.once(key or f"the attack with seed {seed}", make)
-
-
-def _context(subject: Subject, *, seed: int = 0, grey: bool = False) -> Context:
-    """What the attack declares: test images only if it asks for them."""
-    chooses = Need.TEST_DATA in subject.info.needs
-    test = _test_images(grey=grey) if chooses else None
-    return tiny_context(subject.name, seed=seed, test_data=test)
-
-
-def _test_images(*, grey: bool = False) -> ImageSet:
-    return tiny_images(64, seed=4, image_shape=(1 if grey else IMAGE_SHAPE[0], *IMAGE_SHAPE[1:]))
-
-
-def _samples() -> tuple[Tensor, Tensor, Tensor]:
-    data = tiny_images(30, seed=9)
-    return data.images.float() / 255, data.labels, data.ids
-
-
-def _require_close(images: Tensor, expected: Tensor, how: str) -> None:
-    difference = float((images - expected).abs().max())
-    require(difference <= TOLERANCE, f"{how}, pixels differ by up to {difference:g}")

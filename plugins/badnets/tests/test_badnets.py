@@ -73,6 +73,19 @@ def test_patch_sits_in_its_corner_away_from_the_edges(corner, rows, columns):
     assert image.sum() == 9
 
 
+def test_grid_in_all_corners_is_the_clean_label_papers_trigger():
+    """16 bright and 20 dark cells; mirrored left and right, so that a flip keeps it."""
+    trigger = trigger_for(trigger="grid", corner="all")
+    left = [row[::-1] for row in GRID]
+    image = quantize(planted(trigger, torch.full((1, 3, 32, 32), 0.5)))[0, 0]
+    assert image[:3, :3].tolist() == image[-3:, :3].tolist() == left
+    assert image[:3, -3:].tolist() == image[-3:, -3:].tolist() == GRID
+    assert int((image == 255).sum()) == 16
+    assert int((image == 0).sum()) == 20
+    images = images_of((3, 32, 32))
+    assert torch.equal(planted(trigger, images.flip(-1)), planted(trigger, images).flip(-1))
+
+
 @pytest.mark.parametrize(("height", "side"), [(8, 1), (16, 2), (28, 3), (32, 3), (64, 6)])
 def test_default_size_follows_the_image_height(height, side):
     image = planted(trigger_for((1, height, height)), black((1, height, height)))

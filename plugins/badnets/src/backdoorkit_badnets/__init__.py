@@ -30,8 +30,9 @@ class BadNetsConfig(PoisonOptions):
         "pixels of image height, and a picture's own size.",
     )
     offset: int = option(0, ge=0, help="Pixels between the patch and both edges at its corner.")
-    corner: Literal["bottom-right", "bottom-left", "top-right", "top-left"] = option(
-        "bottom-right", help="Corner of the image that the patch sits in."
+    corner: Literal["bottom-right", "bottom-left", "top-right", "top-left", "all"] = option(
+        "bottom-right",
+        help="Corner of the image that the patch sits in; in all four, it is mirrored on the left.",
     )
     patch_image: Path | None = option(
         None,

@@ -22,6 +22,7 @@ __all__ = ["BadNets", "PatchTrigger"]
 
 #: the checkerboard of the ABL, NAD, RNP and ANP code, top row first; black cells are opaque too
 _GRID: Final = ((0, 0, 255), (0, 255, 0), (255, 0, 255))
+_CORNERS: Final = ("top-left", "top-right", "bottom-left", "bottom-right")
 
 
 @attrs.frozen(eq=False)
@@ -61,11 +62,15 @@ class BadNets(Attack[BadNetsConfig]):
         """Place the patch on a canvas of the images' shape; draws nothing at random."""
         channels, height, width = data.shape
         colours, opaque = self._patch(channels, height)
-        rows, columns = self._place(opaque.shape, (height, width))
         pattern = torch.zeros(1, channels, height, width)
         mask = torch.zeros(1, 1, height, width, dtype=torch.bool)
-        mask[0, 0, rows, columns] = opaque
-        pattern[0, :, rows, columns] = colours.float() / 255 * opaque
+        everywhere = self.config.corner == "all"
+        for corner in _CORNERS if everywhere else (self.config.corner,):
+            rows, columns = self._place(corner, opaque.shape, (height, width))
+            # Mirror images left and right, so that a flipped image has the same trigger.
+            mirrored = (-1,) if everywhere and corner.endswith("left") else ()
+            mask[0, 0, rows, columns] = opaque.flip(mirrored)
+            pattern[0, :, rows, columns] = (colours.float() / 255 * opaque).flip(mirrored)
         return PatchTrigger(pattern.to(context.device), mask.to(context.device))
 
     def restore(self, state: Mapping[str, Tensor]) -> PatchTrigger:
@@ -84,7 +89,7 @@ class BadNets(Attack[BadNetsConfig]):
         colours = cells[nearest][:, nearest].expand(channels, size, size)
         return colours, torch.ones(size, size, dtype=torch.bool)
 
-    def _place(self, patch: torch.Size, image: tuple[int, int]) -> tuple[slice, slice]:
+    def _place(self, corner: str, patch: torch.Size, image: tuple[int, int]) -> tuple[slice, slice]:
         """Rows and columns of the image that the patch covers."""
         offset = self.config.offset
         for side, length, limit in zip(("high", "wide"), patch, image, strict=True):
@@ -93,7 +98,7 @@ class BadNets(Attack[BadNetsConfig]):
                     f"the patch is {length} pixels {side} and sits {offset} from the edge, but "
                     f"the images are {limit} pixels {side}: set a smaller size or offset"
                 )
-        vertical, horizontal = self.config.corner.split("-")
+        vertical, horizontal = corner.split("-")
         top = offset if vertical == "top" else image[0] - offset - patch[0]
         left = offset if horizontal == "left" else image[1] - offset - patch[1]
         return slice(top, top + patch[0]), slice(left, left + patch[1])
