@@ -94,12 +94,8 @@ def unlearn(
         optimizer or a weight decay that it does not go with.
 
     """
-    is_plain = options.optimizer == "sgd" and not options.weight_decay
-    if growth != 1 and not (is_plain and options.schedule == "constant"):
-        raise ContractError(
-            "growth of the learning rate is for SGD at a constant rate without weight decay, not "
-            f"{options.optimizer}, {options.schedule}, {options.weight_decay:g}"
-        )
+    if growth != 1:
+        _require_plain_steps(options)
     copied = copy.deepcopy(model)
     measure = None if measured_on is None else lambda: context.accuracy(copied, measured_on)
     hooks = Unlearning(stop_accuracy, measure, growth=growth, gradient_clip=gradient_clip)
@@ -123,6 +119,15 @@ def unlearn(
         ),
         stop_reason="accuracy" if hooks.is_low_enough() else "max-epochs",
     )
+
+
+def _require_plain_steps(options: TrainOptions) -> None:
+    """Growth scales the loss, which is the rate's own scale for no other steps than these."""
+    if options.optimizer != "sgd" or options.schedule != "constant" or options.weight_decay:
+        raise ContractError(
+            "growth of the learning rate is for SGD at a constant rate without weight decay, not "
+            f"{options.optimizer}, {options.schedule}, {options.weight_decay:g}"
+        )
 
 
 def grown_rate(rate: float, growth: float, epoch: int) -> float:

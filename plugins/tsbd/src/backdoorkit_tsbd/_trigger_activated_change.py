@@ -38,6 +38,16 @@ __all__ = ["TriggerActivatedChange", "paired"]
 _SHARES = tuple(step / 20 for step in range(1, 20))
 
 
+_CAPTIONS = {
+    "coverage": "Share of the neurons of the last layer with the largest "
+    "trigger-activated change that are also among the first of each ranking. The "
+    "dotted line is chance.",
+    "activations": "Mean rectified activation of each channel of the last layer on "
+    "test images without and with the trigger, sorted by the former. Where the two "
+    "differ, the trigger shows.",
+}
+
+
 class TriggerActivatedChange(Analysis[TriggerActivatedChangeConfig]):
     """TAC of every channel, and how well rankings that know no trigger agree with it.
 
@@ -104,14 +114,7 @@ class TriggerActivatedChange(Analysis[TriggerActivatedChangeConfig]):
                 "coverage": _coverage_curves(rankings, found[last].change, last),
                 "activations": _panels({name: a[last] for name, a in activities.items()}),
             },
-            captions={
-                "coverage": "Share of the neurons of the last layer with the largest "
-                "trigger-activated change that are also among the first of each ranking. The "
-                "dotted line is chance.",
-                "activations": "Mean rectified activation of each channel of the last layer on "
-                "test images without and with the trigger, sorted by the former. Where the two "
-                "differ, the trigger shows.",
-            },
+            captions=_CAPTIONS,
         )
 
     def _layers(

@@ -27,6 +27,16 @@ if TYPE_CHECKING:
 __all__ = ["Observed", "UnlearningCorrelation", "with_random_labels"]
 
 
+_CAPTIONS = {
+    "weight-change": "Weight change (L1) of each neuron of the last layer by "
+    "unlearning clean images and by unlearning triggered ones: on top the backdoored "
+    "model, below its clean twin as the control. Magnitudes differ with the number of "
+    "steps; what counts is the correlation.",
+    "by-layer": "The same correlation in every layer. The backdoored model should be "
+    "above both controls.",
+}
+
+
 @attrs.frozen(kw_only=True, eq=False)
 class Observed:
     """Two unlearnings of one model, from the same weights, and how far their changes agree."""
@@ -103,14 +113,7 @@ class UnlearningCorrelation(Analysis[UnlearningCorrelationConfig]):
                 "weight-change": _scatter(observed, twin, last),
                 "by-layer": _by_layer(agreements),
             },
-            captions={
-                "weight-change": "Weight change (L1) of each neuron of the last layer by "
-                "unlearning clean images and by unlearning triggered ones: on top the backdoored "
-                "model, below its clean twin as the control. Magnitudes differ with the number of "
-                "steps; what counts is the correlation.",
-                "by-layer": "The same correlation in every layer. The backdoored model should be "
-                "above both controls.",
-            },
+            captions=_CAPTIONS,
         )
 
     # -- unlearning --------------------------------------------------------------------------------
