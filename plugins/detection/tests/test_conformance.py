@@ -1,0 +1,9 @@
+"""What every metric must keep."""
+
+from __future__ import annotations
+
+from backdoorkit.testing import MetricSuite
+
+
+class TestDetection(MetricSuite):
+    method = "detection"
