@@ -106,17 +106,21 @@ def test_fooling_counts_changed_answers_and_answers_of_the_target():
     assert measure(Brightness(), data, white, 2) == Fooling(1, 0)
 
 
-def test_a_searched_pattern_is_repeatable_and_tells_what_it_reached():
-    config = {"pattern": "optimised", "steps": 10, "surrogate_epochs": 1}
-    data = tiny_images(64)
-    first, second = (
-        LF(structure(LFConfig, config)).prepare(data, tiny_context("lf")) for _ in range(2)
-    )
-    assert torch.equal(first.pattern, second.pattern)
-    assert first.facts().keys() == {"fooled", "to_target"}
-    other = LF(structure(LFConfig, config)).prepare(data, tiny_context("lf", seed=1))
-    assert not torch.equal(first.pattern, other.pattern)
-    assert LF(LFConfig()).prepare(data, tiny_context("lf")).facts() == {}
+def test_a_searched_pattern_is_repeatable_and_what_it_reached_is_noted():
+    attack = LF(structure(LFConfig, {"pattern": "optimised", "steps": 10, "surrogate_epochs": 1}))
+    contexts = [tiny_context("lf", seed=seed) for seed in (0, 0, 1)]
+    first, again, other = (attack.prepare(tiny_images(64), of).pattern for of in contexts)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert contexts[0].notes.keys() == {"fooled", "to_target"}
+    assert [asset.name for asset in contexts[0].assets] == ["surrogate", "pattern"]
+
+
+def test_the_dome_needs_no_surrogate():
+    context = tiny_context("lf")
+    LF(LFConfig()).prepare(tiny_images(64), context)
+    assert context.assets == ()
+    assert context.notes == {}
 
 
 def test_a_target_that_is_no_class_is_refused_before_anything_is_trained():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import torch
 
+from backdoorkit import SurrogateOptions
 from backdoorkit.api import Attack, InputError, Trigger, train_surrogate
 from backdoorkit_lf import LFConfig
 from backdoorkit_lf._file import read_pattern
@@ -32,7 +33,6 @@ class SmoothTrigger(Trigger):
     """T(x) = clip(x + v) with one smooth ``pattern`` (v): float32, 1 x C x H x W, for all."""
 
     pattern: Tensor
-    reached: Mapping[str, float] = attrs.field(factory=dict)
 
     def apply(self, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         """Triggered copies of ``images`` (N x C x H x W)."""
@@ -48,10 +48,6 @@ class SmoothTrigger(Trigger):
     def state(self) -> dict[str, Tensor]:
         """``pattern``."""
         return {"pattern": self.pattern}
-
-    def facts(self) -> dict[str, Any]:
-        """What a searched pattern does to the surrogate; empty for the others."""
-        return dict(self.reached)
 
 
 class LF(Attack[LFConfig]):
@@ -93,12 +89,21 @@ class LF(Attack[LFConfig]):
     def _searched(self, data: ImageSet, context: Context) -> SmoothTrigger:
         """A pattern that leads a surrogate, trained on ``data``, to the target class."""
         config = self.config
-        target, largest = config.target, config.amplitude / 255
-        if target >= data.num_classes:
+        if config.target >= data.num_classes:
             raise InputError(
-                f"target {target} is not a class of this data set; it has {data.num_classes} "
-                f"classes, 0 to {data.num_classes - 1}"
+                f"target {config.target} is not a class of this data set; it has "
+                f"{data.num_classes} classes, 0 to {data.num_classes - 1}"
             )
+        decided_by = {name: getattr(config, name) for name in _search_options()}
+        made = context.asset("pattern", decided_by, lambda: self._found(data, context))
+        pattern = made.pop("pattern")
+        context.note(**{name: value.item() for name, value in made.items()})
+        return SmoothTrigger(pattern)
+
+    def _found(self, data: ImageSet, context: Context) -> dict[str, Tensor]:
+        """The pattern, and beside it what it does to the surrogate."""
+        config = self.config
+        target, largest = config.target, config.amplitude / 255
         surrogate = train_surrogate(data, context, config)
         if config.pattern == "optimised":
             pattern = optimise(
@@ -111,5 +116,15 @@ class LF(Attack[LFConfig]):
             )
         else:
             pattern = perturb(surrogate, data, target=target, largest=largest, context=context)
-        fooling = measure(surrogate, data, pattern, target)
-        return SmoothTrigger(pattern[None], attrs.asdict(fooling))
+        fooling = attrs.asdict(measure(surrogate, data, pattern, target))
+        numbers = {
+            name: torch.tensor(value, dtype=torch.float64) for name, value in fooling.items()
+        }
+        return {"pattern": pattern[None], **numbers}
+
+
+def _search_options() -> tuple[str, ...]:
+    """The options that decide what a search finds."""
+    surrogate = (field.name for field in attrs.fields(SurrogateOptions))
+    own = ("pattern", "target", "amplitude", "steps")
+    return (*own, *(name for name in surrogate if name.startswith("surrogate")))
