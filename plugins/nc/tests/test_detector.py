@@ -80,6 +80,26 @@ def test_the_filter_of_the_flagged_class_can_be_used_from_its_stored_tensors(
     assert result.details["filter_reversed_trigger_rejected"] == {"0": 1.0}
 
 
+def test_the_framework_rates_the_same_filter_that_is_stored(planted, result):
+    images = planted.images(40).images.float() / 255
+    images[::2, ..., -2:, -2:] = 1
+    watch = result.input_filter
+    _, rejected = screen(planted.model().eval(), images, stored_filters(result.tensors))
+    assert torch.equal(watch.score(images) > watch.threshold, rejected)
+    assert rejected[::2].all()
+
+
+def test_reversed_triggers_are_drawn_the_smallest_first(result):
+    (figure,) = result.figures.values()
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    norms = torch.tensor(result.details["norms"])
+    assert titles == [f"class {k}: {float(norms[k]):.1f}" for k in norms.argsort().tolist()]
+    assert titles[0].startswith("class 0: ")
+    mask = figure.axes[0].images[0].get_array()
+    torch.testing.assert_close(torch.tensor(mask.data), result.tensors["masks"][0, 0])
+    assert set(result.captions) == set(result.figures)
+
+
 def test_a_filter_is_stored_for_every_flagged_class(planted):
     loose = detect(planted, planted.model(), threshold=0.0, inversion_steps=20)
     assert len(loose.details["flagged"]) > 1
@@ -97,6 +117,7 @@ def test_the_clean_twin_is_not_flagged(planted):
     assert result.target is None
     assert result.details["flagged"] == []
     assert stored_filters(result.tensors) == {}
+    assert result.input_filter is None
     _, rejected = screen(planted.model().eval(), torch.rand(5, *planted.shape), {})
     assert not rejected.any()
 

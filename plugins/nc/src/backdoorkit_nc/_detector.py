@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from backdoorkit.api import DetectionResult, Detector
 from backdoorkit_nc import DetectionConfig
 from backdoorkit_nc._neurons import excitation, fit_filter, head_pass, other_classes
+from backdoorkit_nc._pictures import CAPTION, draw
+from backdoorkit_nc._screening import FlaggedClassesFilter
 from backdoorkit_nc._verdict import Verdict, examine, refuse_few_classes
+from backdoorkit_nc.filters import filter_tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from backdoorkit.api import Context, DetectionTask, Structure
+    from backdoorkit_nc.filters import InputFilter
 
 __all__ = ["NeuralCleanse"]
 
@@ -34,17 +34,22 @@ class NeuralCleanse(Detector[DetectionConfig]):
         refuse_few_classes(structure)
         verdict = examine(task.model, task.clean, task.num_classes, self.config, context)
         details, tensors = verdict.details(), verdict.tensors()
+        filters: dict[int, InputFilter] = {}
         if verdict.flagged and structure.has_head:
-            rates = self._fit_filters(task, verdict, structure, tensors, context)
-            details["filter_reversed_trigger_rejected"] = rates
+            filters, rejected = self._fit_filters(task, verdict, structure, context)
+            tensors |= filter_tensors(filters)
+            details["filter_reversed_trigger_rejected"] = rejected
         elif verdict.flagged:
             details["filter"] = "none: it watches the inputs of the last layer, which is not found"
         return DetectionResult(
             score=verdict.score,
             threshold=verdict.threshold,
             target=verdict.flagged[0] if verdict.flagged else None,
+            input_filter=FlaggedClassesFilter(task.model, structure, filters) if filters else None,
             details=details,
             tensors=tensors,
+            figures={"reversed-triggers": draw(verdict)},
+            captions={"reversed-triggers": CAPTION},
         )
 
     def _fit_filters(
@@ -52,11 +57,10 @@ class NeuralCleanse(Detector[DetectionConfig]):
         task: DetectionTask,
         verdict: Verdict,
         structure: Structure,
-        tensors: dict[str, Tensor],
         context: Context,
-    ) -> dict[str, Any]:
-        """Add a filter per flagged class to ``tensors``; how much of its own trigger it rejects."""
-        rejected = {}
+    ) -> tuple[dict[int, InputFilter], dict[str, Any]]:
+        """A filter per flagged class, and how much of its own reversed trigger it rejects."""
+        filters, rejected = {}, {}
         clean, _ = head_pass(task.model, structure, task.clean, context)
         for label in verdict.flagged:
             trigger = verdict.triggers.masks[label], verdict.triggers.patterns[label]
@@ -69,7 +73,6 @@ class NeuralCleanse(Detector[DetectionConfig]):
                 share=self.config.filter_share,
                 false_positives=self.config.filter_false_positives,
             )
-            tensors[f"filter.{label}.units"] = watch.units
-            tensors[f"filter.{label}.threshold"] = torch.tensor(watch.threshold)
+            filters[label] = watch
             rejected[str(label)] = float(watch.rejects(triggered).float().mean())
-        return rejected
+        return filters, rejected

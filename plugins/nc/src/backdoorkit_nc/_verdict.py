@@ -46,6 +46,7 @@ class Verdict:
         triggers, classes = self.triggers, len(self.triggers.norms)
         return {
             "flagged": list(self.flagged),
+            "suspect": int(self.anomaly.indices.where(triggers.converged, 0.0).argmax()),
             "anomaly_index": self.score,
             "threshold": self.threshold,
             "family_wise_threshold": family_wise_threshold(classes, self.false_alarm_rate),

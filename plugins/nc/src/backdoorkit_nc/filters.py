@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["InputFilter", "screen", "stored_filters"]
+__all__ = ["InputFilter", "filter_tensors", "screen", "stored_filters"]
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -40,6 +40,17 @@ class InputFilter:
     def rejects(self, features: Tensor) -> Tensor:
         """Which inputs (bool, N) are taken for triggered."""
         return self.score(features) > self.threshold
+
+
+def filter_tensors(filters: Mapping[int, InputFilter]) -> dict[str, Tensor]:
+    """What :func:`stored_filters` reads: tensors by name."""
+    import torch
+
+    kept = {}
+    for label, each in filters.items():
+        kept[f"filter.{label}.units"] = each.units
+        kept[f"filter.{label}.threshold"] = torch.tensor(each.threshold)
+    return kept
 
 
 def stored_filters(tensors: Mapping[str, Tensor]) -> dict[int, InputFilter]:
