@@ -164,7 +164,7 @@ def test_it_needs_no_data_and_is_the_same_every_time():
     first, second = detect(PlantedNetwork(), restarts=2), detect(PlantedNetwork(), restarts=2)
     assert first.score == second.score
     assert first.details == second.details
-    assert first.tensors["masks"].shape == (2, 10, *PLANTED_SHAPE)
+    assert first.tensors["seed_masks"].shape == (2, 10, *PLANTED_SHAPE)
     assert first.details["suspect"] == 0
 
 

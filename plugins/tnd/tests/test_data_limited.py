@@ -152,6 +152,7 @@ def test_only_classes_with_about_the_smallest_mask_are_suspects():
     assert found.details["scores"]["1"] == pytest.approx(0.945)
     assert (found.detected, found.target) == (True, 0)
     assert found.details["without_images"] == [3]
+    assert "masks" not in found.tensors  # by label they would be wrong
 
 
 def test_without_the_gate_all_are_suspects_and_all_that_are_flagged_are_told():
@@ -163,6 +164,8 @@ def test_without_the_gate_all_are_suspects_and_all_that_are_flagged_are_told():
 def test_a_mask_that_does_not_work_is_no_suspect_and_makes_none():
     found = judge(table(ROWS, [5.0, 12.0, 30.0], [False, True, True]), 3, DataLimitedConfig())
     assert found.details["suspects"] == [1]
+    assert found.details["suspect"] == 1
+    assert "masks" in found.tensors
     nothing = judge(table(ROWS, [5.0] * 3, [False] * 3), 3, DataLimitedConfig())
     assert (nothing.score, nothing.detected, nothing.target) == (-1.0, False, None)
 

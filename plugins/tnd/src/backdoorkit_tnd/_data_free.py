@@ -189,8 +189,8 @@ def judge(found: Increases, options: DataFreeConfig) -> DetectionResult:
         details={**details, "flagged": flagged},
         tensors={
             "increases": rise,
-            "masks": found.masks,
-            "patterns": found.patterns,
+            "seed_masks": found.masks,
+            "seed_patterns": found.patterns,
             "weights": found.weights,
             "objective": found.objective,
         },

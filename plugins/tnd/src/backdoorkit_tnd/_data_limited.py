@@ -232,6 +232,7 @@ def judge(scores: Scores, num_classes: int, options: DataLimitedConfig) -> Detec
         for row in ranked.tolist()
         if suspects[row] and float(quantiles[row]) > options.threshold
     ]
+    complete = len(scores.classes) == num_classes
     by_class = dict(zip(scores.classes.tolist(), range(len(quantiles)), strict=True))
     return DetectionResult(
         score=float(quantiles[ranked[0]]) if suspects.any() else _NOTHING_FOUND,
@@ -239,6 +240,7 @@ def judge(scores: Scores, num_classes: int, options: DataLimitedConfig) -> Detec
         target=flagged[0] if flagged else None,
         details={
             "flagged": flagged,
+            "suspect": int(scores.classes[ranked[0]]) if suspects.any() else None,
             "suspects": scores.classes[suspects].tolist(),
             "scores": {str(k): _number(quantiles[row]) for k, row in by_class.items()},
             "area_ratio": smallest / second if len(ordered) > 1 else None,
@@ -249,8 +251,9 @@ def judge(scores: Scores, num_classes: int, options: DataLimitedConfig) -> Detec
         },
         tensors={
             "classes": scores.classes,
-            "masks": scores.masks,
-            "patterns": scores.patterns,
+            # By label only where no class is missing.
+            ("masks" if complete else "masks_of_classes"): scores.masks,
+            ("patterns" if complete else "patterns_of_classes"): scores.patterns,
             "similarities": scores.similarities,
         },
     )
