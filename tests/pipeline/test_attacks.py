@@ -229,6 +229,8 @@ def test_only_chosen_test_images_count(recipe, run, store) -> None:
     result = run(recipe(attacks=[{"name": "chosen"}]))
     assert not result.failed
     assert facts(made(store, StepKind.POISON))["test_data"] is True
+    assert "chosen: the attacker chose among the test images." in result.table.footnotes()
+    assert "known to the attacker, who chose among them" in result.report.read_text()
     (predictions,) = (store.root / "artifacts" / "predictions").iterdir()
     targets = load_file(predictions / "predictions.safetensors")["triggered.targets"]
     assert int((targets == 0).sum()) == 3

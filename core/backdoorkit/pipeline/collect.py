@@ -94,6 +94,7 @@ def _attack_cost(run: Run, entry: Entry) -> list[AttackCost]:
         training_seconds=training.seconds,
         samples_seen=sum(part.samples_seen for part in everything),
         gradient_steps=sum(part.gradient_steps for part in everything),
+        chose_test_images=facts[0].get("test_data", False),
     )
     return [cost]
 

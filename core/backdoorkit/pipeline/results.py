@@ -181,6 +181,8 @@ class AttackCost:
     #: images that went through gradient computations, in all of it
     samples_seen: int = 0
     gradient_steps: int = 0
+    #: the attacker was given the test images, to choose among them
+    chose_test_images: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -310,6 +312,11 @@ class Table:
         notes = []
         if any(row.oracle for row in self.rows):
             notes.append("oracle: a level was chosen on test attack success; no defender can.")
+        notes.extend(
+            f"{cost.attack}: the attacker chose among the test images."
+            for cost in self.attacks
+            if cost.chose_test_images
+        )
         for row in self.rows:
             notes.extend(f"failed: {row.attack}, {row.defense}: {error}" for error in row.errors)
         for d in self.detections:
