@@ -117,7 +117,8 @@ def _show(found: Scan, report: Path, *, as_json: bool) -> None:
         lines += [("detector", verdict_line(verdict)) for verdict in found.verdicts]
         target = "" if found.target is None else f", target label {found.target}"
         words = {True: f"BACKDOORED{target}", False: "not flagged", None: "undecided"}
-        lines.append(("verdict", words[found.detected]))
+        doubt = " (doubtful: see the warning)" if found.prepared.warnings else ""
+        lines.append(("verdict", words[found.detected] + doubt))
         show(lines)
     for warning in found.warnings:
         click.echo(f"warning: {warning}", err=True)

@@ -165,7 +165,9 @@ def load_images(
             f"the images are {shown[0]}, and {model.path.name} says that it takes {shown[1]}; "
             f"give --size {model.image_shape[1]}"
         )
-    count = len(loaded) if request.images is None else min(request.images, len(loaded))
+    count = len(loaded) if request.images is None else request.images
+    if count > len(loaded):
+        raise InputError(f"{count} images are wanted, and there are {len(loaded)}; lower --images")
     if count < model.num_classes:
         raise InputError(
             f"{count} images are too few for {model.num_classes} classes; give at least one per "

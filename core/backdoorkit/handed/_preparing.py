@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,6 +39,8 @@ USUAL_DETECTOR: Final = "nc"
 _CANDIDATES: Final = ("none", "data", "imagenet")
 #: Images on which they are tried.
 _TRIED_ON: Final = 1000
+#: Standard deviation that logits are brought to before answers are compared without labels.
+_SHARPNESS: Final = 4.0
 
 
 @attrs.frozen(kw_only=True)
@@ -185,14 +188,20 @@ class _Trial:
         if self._model.stated_normalization is not None:
             self._try(self._model.stated_normalization)
             return self._model.stated_normalization, "as the benchmark that wrote the file has it"
-        if not self._images.are_labelled:
+        if self._images.is_nothing:
             self._try("none")  # sees that the weights fit
             return "none", "unknown, none is assumed"
         candidates = [c for c in _CANDIDATES if c != "imagenet" or self._loaded.shape[0] == 3]
-        for candidate in candidates:
-            self._try(candidate)
-        best = max(candidates, key=lambda candidate: self.accuracies[candidate])
-        return best, f"unknown, the best of {', '.join(candidates)} on the images"
+        told = {candidate: self._try(candidate) for candidate in candidates}
+        if self._images.are_labelled:
+            told = self.accuracies
+            how = "the most accurate one"
+        else:
+            how = "the one by which the model tells the images apart best"
+        # Small differences mean nothing: then the simplest, which is the first, is taken.
+        slack = 0.0 if self._images.are_labelled else 0.1 * math.log(self._model.num_classes)
+        best = next(c for c in candidates if told[c] >= max(told.values()) - slack)
+        return best, f"unknown; of {', '.join(candidates)} {how}"
 
     def warnings(self) -> list[str]:
         """What makes a verdict doubtful."""
@@ -212,6 +221,11 @@ class _Trial:
                 "the images have no labels, so nothing shows whether normalisation and size are "
                 "right; put them into one folder per class, or give --labels"
             )
+        elif self.source.startswith("unknown"):
+            found.append(
+                "no images are given, so nothing tells how the model normalises them, and the "
+                "verdict may be that of another model; give --normalization"
+            )
         return found
 
     def predicted(self) -> Tensor:
@@ -223,23 +237,38 @@ class _Trial:
     def _tried_count(self) -> int:
         return min(_TRIED_ON, len(self._loaded))
 
-    def _try(self, normalization: Any) -> None:
+    def _try(self, normalization: Any) -> float:
+        """How much the answers tell of the images; the accuracy, where they are labelled, is kept.
+
+        It is the mutual information of image and answer in nats: high where the model is sure of
+        each image and does not say the same of all.
+        """
         model = self._built(normalization)
-        if not self._images.are_labelled:
-            return
         # Spread over the set, which may be sorted by class.
         step = max(1, len(self._loaded) // _TRIED_ON)
         some = self._loaded.subset(_positions(self._loaded, step)[:_TRIED_ON])
-        right = predict(model, some, device=self._device).argmax(dim=1).cpu() == some.labels.cpu()
-        name = normalization if isinstance(normalization, str) else "mean and std"
-        self.accuracies[name] = float(right.float().mean())
+        logits = predict(model, some, device=self._device).cpu()
+        if self._images.are_labelled:
+            name = normalization if isinstance(normalization, str) else "mean and std"
+            right = logits.argmax(dim=1) == some.labels.cpu()
+            self.accuracies[name] = float(right.float().mean())
+        # Of one scale, since a larger one would look more sure without telling more.
+        shares = (_SHARPNESS * logits.double() / logits.double().std()).softmax(dim=1)
+        return float(_entropy(shares.mean(dim=0)) - _entropy(shares).mean())
 
     def _built(self, normalization: Any) -> NormalizedModel:
-        value = Statistics(**normalization) if isinstance(normalization, dict) else normalization
+        value = normalization
+        if isinstance(normalization, dict):
+            value = Statistics(**{key: tuple(numbers) for key, numbers in normalization.items()})
         choice = ModelChoice(
             name=str(self._model.architecture["name"]), config=NoOptions(), normalization=value
         )
         return self._model.build(self._registry, self._loaded.shape, choice.statistics(*self._own))
+
+
+def _entropy(shares: Tensor) -> Tensor:
+    entropy: Tensor = torch.special.entr(shares).sum(dim=-1)
+    return entropy
 
 
 def _positions(data: ImageSet, step: int) -> Tensor:

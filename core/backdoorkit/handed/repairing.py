@@ -217,7 +217,8 @@ def _changed_layers(before: nn.Module, after: nn.Module) -> tuple[tuple[str, flo
     others = dict(after.named_parameters())
     changes = []
     for name, value in before.named_parameters():
-        difference = float((others[name] - value).norm() / value.norm().clamp_min(1e-12))
+        change, size = (others[name] - value).detach().norm(), value.detach().norm()
+        difference = float(change / size.clamp_min(1e-12))
         if difference > 0:
             changes.append((name.removeprefix("network."), difference))
     return tuple(sorted(changes, key=lambda change: change[1], reverse=True))
@@ -296,7 +297,8 @@ def _write(repaired: Repair, model: nn.Module, run: Run, entry: Entry) -> None:
         source = hashlib.file_digest(stream, "sha256").hexdigest()
     try:
         save_weights(repaired.out, state)
-        manifest = {
+        known = {key: value for key, value in repaired.to_json().items() if key != "detectors"}
+        manifest = known | {
             "format": "backdoorkit-repaired-1",
             "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "backdoorkit": backdoorkit.__version__,
@@ -310,7 +312,6 @@ def _write(repaired: Repair, model: nn.Module, run: Run, entry: Entry) -> None:
                 "std": std,
                 "stored_with_weights": given.has_normalization,
             },
-            **{key: value for key, value in repaired.to_json().items() if key != "detectors"},
         }
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         repaired.manifest.write_text(text, encoding="utf-8")
