@@ -118,6 +118,7 @@ def test_what_is_flagged_is_the_small_part_of_flagged_classes_alone():
     for label, facts in found.details["classes"].items():
         assert (facts["share"] < 0.45) == (int(label) in labels)
     assert found.details["flagged_samples"] == int(found.flagged_samples.sum())
+    assert torch.equal(found.sample_scores > 2, found.flagged_samples)
 
 
 def test_without_the_backdoor_the_class_is_split_less_clearly():
@@ -137,4 +138,4 @@ def test_a_class_of_three_samples_is_left_out():
     found = detect(PlantedNetwork(), data.subset(few))
     assert "0" not in found.details["classes"]
     assert found.sample_scores.shape == (59,)
-    assert not found.sample_scores[:3].any()
+    assert (found.sample_scores[:3] == -1).all()  # less suspicious than any other

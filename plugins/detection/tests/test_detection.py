@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from backdoorkit import Kind
 from backdoorkit.api import ContractError, DetectionScores
+from backdoorkit.hooks.registry import load_registry
+from backdoorkit.pipeline.recipe import Recipe
 from backdoorkit_detection import DetectionConfig
 from backdoorkit_detection._intervals import (
     bootstrap,
@@ -152,3 +155,16 @@ def test_too_few_values_do_not_bound_a_high_quantile():
     assert order_statistics(torch.arange(20.0), 0.95, 0.95)[1] is None
     low, high = order_statistics(torch.arange(200.0), 0.95, 0.95)
     assert 180 <= low < 190 < high < 199
+
+
+# -- recipes ---------------------------------------------------------------------------------------
+
+
+def test_a_recipe_with_detectors_gets_it_and_another_does_not():
+    registry = load_registry()
+    detector = next(iter(registry.methods(Kind.DETECTOR))).name
+    attacks = [{"name": "none"}]
+    asked = Recipe.from_mapping({"attacks": attacks, "detectors": [{"name": detector}]}, registry)
+    assert [metric.name for metric in asked.metrics][-1] == "detection"
+    plain = Recipe.from_mapping({"attacks": attacks}, registry)
+    assert "detection" not in [metric.name for metric in plain.metrics]

@@ -33,7 +33,7 @@ class ActivationClustering(Detector[ClusteringConfig]):
         data = task.training_data
         features, _ = collect_features(task.model, structure, data, context)
         labels = data.labels.cpu()
-        scores = torch.zeros(len(data), dtype=torch.float64)
+        scores = torch.full((len(data),), -1.0, dtype=torch.float64)
         flagged = torch.zeros(len(data), dtype=torch.bool)
         by_class: dict[int, float] = {}
         facts: dict[str, dict[str, float]] = {}
@@ -44,10 +44,11 @@ class ActivationClustering(Detector[ClusteringConfig]):
             small, margins, share, apart = self._split(features[members], label, context)
             facts[str(label)] = {"share": share, "silhouette": apart}
             by_class[label] = 1 - share if self.config.rule == "size" else apart
-            # Ours: how much nearer to the small part, weighted by how real the parts are.
-            scores[members] = margins * max(apart, 0.0)
-            if by_class[label] > self._threshold():
-                flagged[members] = small
+            is_poisoned = by_class[label] > self._threshold()
+            # Ours: the paper only flags. Samples of flagged classes are above all others, and what
+            # is nearer to the small part is above 2, which is what is flagged.
+            scores[members] = margins + 2.0 * is_poisoned
+            flagged[members] = small & is_poisoned
         suspects = sorted(by_class, key=lambda label: -by_class[label])
         poisoned = [label for label in suspects if by_class[label] > self._threshold()]
         return DetectionResult(
