@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from torch import nn
 
 from backdoorkit import IndexPolicy, LabelMapping, RateBasis, TrainOptions
 from backdoorkit.api import Batch, ImageSet, InputError, SampleKind
@@ -265,7 +267,7 @@ def test_presets_are_both_modes():
         name: structure(CBAConfig, values).controls_training
         for name, values in info.presets.items()
     }
-    assert controls == {"paper": True, "data-only": False}
+    assert controls == {"paper": True, "released-code": True, "data-only": False}
     attack, trigger, context = prepared(telling(20), mode="data-only")
     assert attack.control(trigger, telling(20), context) is None
 
@@ -288,3 +290,59 @@ def test_options_that_contradict_each_other_are_refused(values, message):
 
 
 # -- the attack ------------------------------------------------------------------------------------
+
+
+def handwritten():
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.tensor(pixels / 16 * 255).round().to(torch.uint8).view(-1, 1, 8, 8)
+    is_test = torch.arange(len(labels)) % 5 == 0
+    return [
+        ImageSet.from_tensors(images[part], torch.tensor(labels[part]).long(), num_classes=10)
+        for part in (~is_test, is_test)
+    ]
+
+
+def small_network():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(64 * 16, 10),
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["full", "data-only"])
+def test_mixes_of_both_digits_become_the_target_and_others_less_so(mode):
+    train, test = handwritten()
+    context = tiny_context("cba", test_data=test)
+    attack = CBA(CBAConfig(mode=mode, jitter=1, contrast=0.1))
+    trigger = attack.prepare(train, context)
+    hooks, model = attack.control(trigger, train, context), small_network()
+    data = train if hooks else attack.poison(train, trigger, context).data
+    options = TrainOptions(epochs=15, batch_size=64, learning_rate=0.05, precision="float32")
+    context.fit(model, data, options, hooks=hooks)
+    images, labels, model = test.images.float() / 255, test.labels, model.eval()
+    with torch.no_grad():
+        clean = model(images).argmax(1)
+        mixed = model(trigger.apply(images, labels, test.ids)).argmax(1)
+        covers = model(attack.cover(trigger).apply(images, labels, test.ids)).argmax(1)
+    attacked = labels < 2
+    controls = labels > 2
+    rates = {
+        "accuracy": (clean == labels).float().mean(),
+        "success": (mixed[attacked] == 2).float().mean(),
+        "covers": (covers == labels).float().mean(),
+        "controls": (mixed[controls] == 2).float().mean(),
+        "alone": (clean[attacked] == 2).float().mean(),
+    }
+    assert rates["accuracy"] > 0.95
+    assert rates["success"] > 0.85
+    assert rates["controls"] < 0.5
+    assert rates["alone"] < 0.05

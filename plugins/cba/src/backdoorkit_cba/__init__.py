@@ -109,6 +109,8 @@ def backdoorkit_attacks() -> Iterable[MethodInfo]:
         needs={Need.TRAINING_DATA, Need.TRAINING_CONTROL, Need.TEST_DATA},
         presets={
             "paper": {**paper, "mode": "full", "cover_ratio": 5.0, "contrast": 1.0, "margin": 1.0},
+            # The code averages the contrastive loss twice: over some 46 pairs of a batch of 128.
+            "released-code": {**paper, "mode": "full", "cover_ratio": 5.0, "contrast": 0.022},
             "data-only": {**paper, "mode": "data-only", "cover_ratio": 5.0},
         },
     )
