@@ -18,8 +18,8 @@ from backdoorkit.pipeline.envelope import Resources
 
 REGISTRY = load_registry()
 METHODS = [m for kind in (Kind.DEFENSE, Kind.DETECTOR) for m in REGISTRY.methods(kind)]
-#: nc compares classes with each other
-AT_LEAST_THREE = {"nc"}
+#: these compare classes with each other
+AT_LEAST_THREE = {"nc", "df-tnd"}
 
 
 class Network(nn.Module):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import attrs
 import pytest
 import torch
 from torch import nn
 
 from backdoorkit import Need
-from backdoorkit.api import ImageSet, InputError
+from backdoorkit.api import ImageSet
 from backdoorkit.hooks.options import structure as configure
 from backdoorkit.tasks import DetectionTask
 from backdoorkit.testing import (
@@ -251,15 +253,18 @@ def test_images_are_drawn_per_class_among_those_that_are_classified_right():
     assert chosen.tolist() == sorted(chosen.tolist())
 
 
-def test_a_model_that_knows_one_class_only_is_refused():
+def test_a_model_that_knows_one_class_only_gets_no_verdict_and_is_told_so(caplog):
     task = DetectionTask(
         method="dl-tnd",
         num_classes=PLANTED_CLASSES,
         image_shape=PLANTED_SHAPE,
         resources={Need.WEIGHTS: Constant().eval(), Need.CLEAN_SAMPLES: planted_images(16)},
     )
-    with pytest.raises(InputError, match="images of two classes"):
-        DataLimitedDetector(QUICK).run(task, planted_context("dl-tnd"))
+    with caplog.at_level(logging.WARNING):
+        found = DataLimitedDetector(QUICK).run(task, planted_context("dl-tnd"))
+    assert (found.score, found.detected) == (-1.0, None)
+    assert "images of 1 classes" in found.details["no_verdict"]
+    assert "no verdict" in caplog.text
 
 
 def test_presets_are_valid():

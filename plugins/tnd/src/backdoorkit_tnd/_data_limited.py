@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backdoorkit.api import DetectionResult, Detector, InputError, batches
+from backdoorkit.api import DetectionResult, Detector, batches
 from backdoorkit_tnd import DataLimitedConfig
 from backdoorkit_tnd._perturbation import (
     Found,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from backdoorkit.api import Context, DetectionTask, ImageSet, Structure
 
 __all__ = ["DataLimitedDetector", "Scores", "choose_images", "judge", "score_classes"]
+
+_log = logging.getLogger(__name__)
 
 #: images per forward pass; on a CPU small batches stay in the cache
 _IMAGES_AT_ONCE: Final = {"cpu": 128}
@@ -74,14 +77,21 @@ class DataLimitedDetector(Detector[DataLimitedConfig]):
         data = task.clean.subset(positions.to(task.clean.device))
         classes = torch.unique(data.labels).cpu()
         if len(classes) < 2:
-            raise InputError(
-                "dl-tnd needs correctly classified images of two classes at least, but the reserve "
-                f"has them of {len(classes)}; enlarge it, or look at a model that classifies"
-            )
+            return _no_verdict(len(classes))
         images = data.images.to(context.device).float() / 255
         labels = data.labels.to(context.device)
         scores = score_classes(model, structure, images, labels, classes, self.config, context)
         return judge(scores, task.num_classes, self.config)
+
+
+def _no_verdict(classes: int) -> DetectionResult:
+    """Of a model that cannot be judged: without a threshold it is called neither this nor that."""
+    reason = (
+        f"the model classifies images of {classes} classes of the reserve correctly, and two are "
+        "needed; enlarge the reserve, or look at a model that classifies"
+    )
+    _log.warning("dl-tnd: no verdict: %s", reason)
+    return DetectionResult(score=_NOTHING_FOUND, details={"no_verdict": reason, "flagged": []})
 
 
 def choose_images(model: nn.Module, data: ImageSet, count: int, context: Context) -> Tensor:
