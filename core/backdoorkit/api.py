@@ -35,17 +35,10 @@ from backdoorkit.contracts import (
 from backdoorkit.control import AttackHooks, PerBatchPoisoning
 from backdoorkit.data.augmentation import Augmentation
 from backdoorkit.data.batches import Batch, batches
+from backdoorkit.data.choosing import NOT_ATTACKED, choose_positions, map_labels
 from backdoorkit.data.images import ImageSet
 from backdoorkit.data.noise import uniform_by_sample
-from backdoorkit.data.poison import (
-    NOT_ATTACKED,
-    PoisonedSet,
-    SampleKind,
-    choose_positions,
-    map_labels,
-    poison_by_options,
-    quantize,
-)
+from backdoorkit.data.poison import PoisonedSet, SampleKind, poison_by_options, quantize
 from backdoorkit.detection import DetectionScores
 from backdoorkit.errors import ContractError, InputError, StructureError
 from backdoorkit.evaluation import Evaluation, Predictions

@@ -131,7 +131,7 @@ class Attack(Method[P]):
         are the true classes and ``ids`` the stable ids in the test split, both int64, N. The
         default follows the label map.
         """
-        from backdoorkit.data.poison import map_labels
+        from backdoorkit.data.choosing import map_labels
 
         del trigger, ids
         return map_labels(labels, self.config, num_classes)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
-from backdoorkit.data.poison import check_options, choose_in_batch, map_labels
+from backdoorkit.data.choosing import check_options, choose_in_batch, map_labels
 from backdoorkit.errors import InputError
 from backdoorkit.training import TrainingHooks
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from backdoorkit.contracts import Attack, Trigger
     from backdoorkit.data.batches import Batch
+    from backdoorkit.data.choosing import Chosen
     from backdoorkit.data.images import ImageSet
-    from backdoorkit.data.poison import Chosen
 
 __all__ = ["AttackHooks", "PerBatchPoisoning"]
 

@@ -8,19 +8,17 @@ import pytest
 import torch
 
 from backdoorkit.contracts import Trigger
-from backdoorkit.data import poison
+from backdoorkit.data.choosing import choose_positions, map_labels
 from backdoorkit.data.images import ImageSet
 from backdoorkit.data.poison import (
     PoisonedSet,
     SampleKind,
     apply_trigger,
-    choose_positions,
-    map_labels,
     poison_by_options,
     quantize,
 )
 from backdoorkit.errors import ContractError, InputError
-from backdoorkit.hooks.shared_options import PoisonOptions
+from backdoorkit.hooks.shared_options import LabelMapping, PoisonOptions, RateBasis
 
 
 class Spy(Trigger):
@@ -64,7 +62,7 @@ UNEQUAL = torch.tensor([0] * 100 + [1] * 60 + [2] * 40)[torch.randperm(200, gene
     ],
 )
 def test_rate_basis_decides_count_and_candidates(basis, rate, count, classes):
-    positions = chosen(UNEQUAL, 3, poison_rate=rate, rate_basis=poison.RateBasis(basis), target=1)
+    positions = chosen(UNEQUAL, 3, poison_rate=rate, rate_basis=RateBasis(basis), target=1)
     assert len(positions) == count
     assert set(UNEQUAL[positions].tolist()) == classes
     assert positions.tolist() == sorted(set(positions.tolist()))
@@ -90,7 +88,7 @@ def test_more_than_there_is_is_refused_with_the_counts():
         match=r"poison_rate 0\.5 with rate_basis 'all-within-target' wants 100 samples of the "
         r"target class and there are 40; lower the rate",
     ):
-        chosen(UNEQUAL, 3, poison_rate=0.5, rate_basis=poison.RateBasis.ALL_WITHIN_TARGET, target=2)
+        chosen(UNEQUAL, 3, poison_rate=0.5, rate_basis=RateBasis.ALL_WITHIN_TARGET, target=2)
 
 
 def test_positive_rate_that_comes_to_nothing_is_refused():
@@ -120,7 +118,7 @@ def test_choice_depends_on_the_generator_alone_and_is_fair():
     ("mapping", "wanted"), [("all-to-one", [2, 2, 2, 2]), ("all-to-all", [1, 2, 3, 0])]
 )
 def test_label_maps(mapping, wanted):
-    options = PoisonOptions(label_map=poison.LabelMapping(mapping), target=2)
+    options = PoisonOptions(label_map=LabelMapping(mapping), target=2)
     assert map_labels(torch.tensor([0, 1, 2, 3]), options, 4).tolist() == wanted
 
 
@@ -228,7 +226,7 @@ def test_rate_0_changes_nothing(make_set):
 
 def test_rate_1_poisons_everything(make_set):
     data = make_set()
-    options = PoisonOptions(poison_rate=1, label_map=poison.LabelMapping.ALL_TO_ALL)
+    options = PoisonOptions(poison_rate=1, label_map=LabelMapping.ALL_TO_ALL)
     poisoned = poison_by_options(data, Spy(), options, seeded())
     assert torch.equal(poisoned.data.images, 255 - data.images)
     assert torch.equal(poisoned.data.labels, (data.labels + 1) % 5)
@@ -237,7 +235,7 @@ def test_rate_1_poisons_everything(make_set):
 
 def test_clean_label_basis_leaves_all_labels(make_set):
     data = make_set()
-    options = PoisonOptions(poison_rate=0.5, rate_basis=poison.RateBasis.TARGET_CLASS, target=2)
+    options = PoisonOptions(poison_rate=0.5, rate_basis=RateBasis.TARGET_CLASS, target=2)
     poisoned = poison_by_options(data, Spy(), options, seeded())
     assert torch.equal(poisoned.data.labels, data.labels)
     assert len(poisoned.poisoned_positions) == 3  # of six

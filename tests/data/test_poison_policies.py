@@ -10,15 +10,14 @@ from backdoorkit import IndexPolicy, LabelMapping, PoisonOptions, RateBasis
 from backdoorkit.api import Attack, PerBatchPoisoning, Trigger
 from backdoorkit.context import Context
 from backdoorkit.data.batches import Batch
-from backdoorkit.data.images import ImageSet
-from backdoorkit.data.poison import (
-    SampleKind,
+from backdoorkit.data.choosing import (
     check_options,
     choose_in_batch,
     choose_positions,
     map_labels,
-    poison_by_options,
 )
+from backdoorkit.data.images import ImageSet
+from backdoorkit.data.poison import SampleKind, poison_by_options
 from backdoorkit.errors import ConfigError, InputError
 from backdoorkit.hooks.options import structure
 from backdoorkit.hooks.shared_options import TrainOptions

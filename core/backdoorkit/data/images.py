@@ -6,12 +6,19 @@ adds labels, stable ids and class names.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
 import torch
 from torch import Tensor
 
+from backdoorkit.data._sources import (
+    Extended,
+    ImagesInMemory,
+    ImageSource,
+    Overlaid,
+    Selected,
+)
 from backdoorkit.data.memory import fits_in_memory, fits_on_device
 from backdoorkit.errors import ContractError
 
@@ -22,131 +29,6 @@ __all__ = ["ImageSet", "ImageSource", "ImagesInMemory"]
 
 #: bytes that are fetched at once while a streamed source is read into memory
 _CHUNK: Final = 64 * 2**20
-
-
-class ImageSource(Protocol):
-    """Images by position, as uint8. A set that is read from files implements these four."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """C, H, W."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where fetched images are."""
-
-    def __len__(self) -> int:
-        """Number of images N."""
-
-    def fetch(self, positions: Tensor) -> Tensor:
-        """uint8, n x C x H x W: the images at ``positions`` (int64, n, on the source's device).
-
-        May be called from another thread, and with no positions at all.
-        """
-
-
-@attrs.frozen(eq=False)
-class ImagesInMemory:
-    """All images in one tensor, uint8, N x C x H x W."""
-
-    images: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        channels, height, width = self.images.shape[1:]
-        return channels, height, width
-
-    @property
-    def device(self) -> torch.device:
-        return self.images.device
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def fetch(self, positions: Tensor) -> Tensor:
-        return self.images.index_select(0, positions)
-
-
-@attrs.frozen(eq=False)
-class _Selected:
-    """Some images of another source, by position, possibly repeated."""
-
-    source: ImageSource
-    positions: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.source.shape
-
-    @property
-    def device(self) -> torch.device:
-        return self.source.device
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def fetch(self, positions: Tensor) -> Tensor:
-        return self.source.fetch(self.positions[positions])
-
-
-@attrs.frozen(eq=False)
-class _Overlaid:
-    """Another source with some images replaced; the replacements are in memory."""
-
-    source: ImageSource
-    #: uint8, M x C x H x W
-    images: Tensor
-    #: int64, N: row of ``images``, or -1 where the source's own image shows
-    rows: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.source.shape
-
-    @property
-    def device(self) -> torch.device:
-        return self.source.device
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def fetch(self, positions: Tensor) -> Tensor:
-        rows = self.rows[positions]
-        fetched = self.images.new_empty((len(positions), *self.shape))
-        own = (rows < 0).nonzero().flatten()
-        other = (rows >= 0).nonzero().flatten()
-        fetched[own] = self.source.fetch(positions[own])
-        fetched[other] = self.images[rows[other]]
-        return fetched
-
-
-@attrs.frozen(eq=False)
-class _Extended:
-    """Another source with more images after its own; those are in memory."""
-
-    source: ImageSource
-    #: uint8, M x C x H x W
-    images: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.source.shape
-
-    @property
-    def device(self) -> torch.device:
-        return self.source.device
-
-    def __len__(self) -> int:
-        return len(self.source) + len(self.images)
-
-    def fetch(self, positions: Tensor) -> Tensor:
-        count = len(self.source)
-        fetched = self.images.new_empty((len(positions), *self.shape))
-        own = (positions < count).nonzero().flatten()
-        other = (positions >= count).nonzero().flatten()
-        fetched[own] = self.source.fetch(positions[own])
-        fetched[other] = self.images[positions[other] - count]
-        return fetched
 
 
 @attrs.frozen(eq=False)
@@ -283,10 +165,10 @@ class ImageSet:
         source: ImageSource
         if isinstance(self.source, ImagesInMemory):
             source = ImagesInMemory(self.source.fetch(positions))
-        elif isinstance(self.source, _Selected):
-            source = _Selected(self.source.source, self.source.positions[positions])
+        elif isinstance(self.source, Selected):
+            source = Selected(self.source.source, self.source.positions[positions])
         else:
-            source = _Selected(self.source, positions)
+            source = Selected(self.source, positions)
         return ImageSet(source, self.labels[positions], self.ids[positions], self.class_names)
 
     def replaced(self, positions: Tensor, images: Tensor, labels: Tensor) -> ImageSet:
@@ -327,7 +209,7 @@ class ImageSet:
         if isinstance(self.source, ImagesInMemory):
             source = ImagesInMemory(torch.cat([self.source.images, images]))
         else:
-            source = _Extended(self.source, images)
+            source = Extended(self.source, images)
         labels = torch.cat([self.labels, labels.to(self.device)])
         return ImageSet(
             source, labels, torch.cat([self.ids, ids.to(self.device)]), self.class_names
@@ -367,7 +249,7 @@ class ImageSet:
         rows[positions] = torch.arange(len(positions), device=self.device)
         if bool((rows >= 0).all()):
             return ImagesInMemory(images.index_select(0, rows))
-        return _Overlaid(self.source, images.contiguous(), rows)
+        return Overlaid(self.source, images.contiguous(), rows)
 
 
 def _checked_set(

@@ -12,7 +12,8 @@ import attrs
 import torch
 
 import backdoorkit
-from backdoorkit.data.poison import NOT_ATTACKED, apply_trigger
+from backdoorkit.data.choosing import NOT_ATTACKED
+from backdoorkit.data.poison import apply_trigger
 from backdoorkit.hooks.info import Need
 from backdoorkit.pipeline.labels import labels
 from backdoorkit.pipeline.recipe import ComposedChoice

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import torch
 
-from backdoorkit.data.poison import PoisonedSet, SampleKind, check_options, rescaled
+from backdoorkit.data.choosing import check_options, rescaled
+from backdoorkit.data.poison import PoisonedSet, SampleKind
 from backdoorkit.hooks.info import Need
 from backdoorkit.pipeline.attacks import attack_context, attack_parts, stored_triggers
 from backdoorkit.pipeline.envelope import seeded

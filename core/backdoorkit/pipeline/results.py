@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from backdoorkit.pipeline.costs import AttackCost, costs_grid
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -166,26 +168,6 @@ class Finding:
 
 
 @attrs.frozen(kw_only=True)
-class AttackCost:
-    """What one victim cost its attacker, whether it was made in this run or found."""
-
-    data: str
-    model: str
-    attack: str
-    seed: int
-    #: surrogates, encoders, optimised patterns
-    assets_seconds: float = 0.0
-    #: preparing the trigger and poisoning the training set, without the assets
-    poisoning_seconds: float = 0.0
-    training_seconds: float = 0.0
-    #: images that went through gradient computations, in all of it
-    samples_seen: int = 0
-    gradient_steps: int = 0
-    #: the attacker was given the test images, to choose among them
-    chose_test_images: bool = False
-
-
-@attrs.frozen(kw_only=True)
 class Table:
     """All rows of a run, in the order of its recipe."""
 
@@ -266,23 +248,7 @@ class Table:
 
     def attacks_grid(self) -> tuple[list[str], list[list[str]]]:
         """Header and body, as text, of what each attack cost, on average over its seeds."""
-        varying = [n for n in ("data", "model") if len({getattr(c, n) for c in self.attacks}) > 1]
-        shown = [*varying, "attack"]
-        by_names: dict[tuple[str, ...], list[AttackCost]] = {}
-        for cost in self.attacks:
-            by_names.setdefault(tuple(getattr(cost, name) for name in shown), []).append(cost)
-        body = [
-            [
-                *names,
-                *(
-                    f"{statistics.fmean(getattr(cost, f'{part}_seconds') for cost in costs):.1f}"
-                    for part in ("assets", "poisoning", "training")
-                ),
-                f"{statistics.fmean(cost.samples_seen for cost in costs):.0f}",
-            ]
-            for names, costs in by_names.items()
-        ]
-        return [*shown, "assets s", "poisoning s", "training s", "samples seen"], body
+        return costs_grid(self.attacks)
 
     def _shown(self) -> list[str]:
         """Leave out what is the same in every row, except attack and defense."""

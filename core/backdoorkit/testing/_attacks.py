@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from backdoorkit.data.poison import NOT_ATTACKED
+from backdoorkit.data.choosing import NOT_ATTACKED
 from backdoorkit.errors import BackdoorkitError, InputError
 from backdoorkit.hooks.info import Need
 from backdoorkit.pipeline.envelope import seeded
