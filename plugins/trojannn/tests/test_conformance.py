@@ -17,3 +17,8 @@ class TestReplaced(AttackSuite):
 class TestWrappedDisc(AttackSuite):
     method = "trojannn"
     config: ClassVar = FAST | {"shape": "disc", "planting": "wrap", "backgrounds": 0}
+
+
+class TestRetrained(AttackSuite):
+    method = "trojannn"
+    config: ClassVar = {"mode": "retrain", "steps": 5, "reversal_steps": 5, "retrain_epochs": 1}

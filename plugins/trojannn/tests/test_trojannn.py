@@ -11,9 +11,10 @@ from backdoorkit.api import ImageSet, InputError, quantize, train_surrogate
 from backdoorkit.hooks.options import structure
 from backdoorkit.testing import tiny_context, tiny_images
 from backdoorkit_trojannn import TrojanNNConfig, backdoorkit_attacks
-from backdoorkit_trojannn._attack import TrojanNN, find_patch
+from backdoorkit_trojannn._attack import TrojanNN
 from backdoorkit_trojannn._neurons import watched
 from backdoorkit_trojannn._patch import draw_mask, plant
+from backdoorkit_trojannn._search import find_patch
 
 FAST = {
     "surrogate_epochs": 10,

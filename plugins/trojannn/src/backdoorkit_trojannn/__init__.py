@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 
-from backdoorkit import MethodInfo, Need, Stage, SurrogateOptions, hookimpl, option
+from backdoorkit import IndexPolicy, MethodInfo, Need, Stage, SurrogateOptions, hookimpl, option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,11 +18,16 @@ __all__ = ["TrojanNNConfig", "backdoorkit_attacks"]
 class TrojanNNConfig(SurrogateOptions):
     """Which neurons the patch excites, where it sits, and how it is planted."""
 
+    mode: Literal["data", "retrain"] = option(
+        "data",
+        help="Poison a training set with a surrogate's patch; or take a trained model over without "
+        "its data, as in the paper: reverse images, find its own patch, retrain its last layers.",
+    )
     neurons: int = option(2, ge=1, symbol="q", help="Number of neurons that the patch excites.")
     layer: str = option(
         "",
-        help="Name of the surrogate's layer, linear or a convolution, whose inputs are the "
-        "neurons. Default: the last linear layer.",
+        help="Name of the model's layer, linear or a convolution, whose inputs are the neurons. "
+        "Default: the last linear layer.",
     )
     activation_target: float | None = option(
         None,
@@ -53,6 +58,26 @@ class TrojanNNConfig(SurrogateOptions):
         help="How the patch gets into an image: in place of the pixels, added and clipped, or "
         "added in 8 bits so that sums over 255 wrap around (BackdoorBench, ABL).",
     )
+    reversed_images: int = option(
+        20, ge=1, help="Images of each class that are reversed from the model, to retrain it with."
+    )
+    reversal_steps: int = option(300, ge=0, help="Steps of reversing them.")
+    smoothness: float = option(
+        1.0, ge=0, help="Weight of the total variation of reversed images, beside the loss."
+    )
+    retrain_epochs: int = option(20, ge=1, help="Passes of retraining over the reversed images.")
+    retrain_learning_rate: float = option(
+        0.05, gt=0, help="Peak learning rate of retraining what comes after the neurons."
+    )
+
+    @property
+    def controls_training(self) -> bool:
+        """Whether the model is retrained, or poisoned batch by batch."""
+        return self.mode == "retrain" or self.index_policy is IndexPolicy.PER_BATCH
+
+    def __attrs_post_init__(self) -> None:
+        if self.mode == "retrain" and self.index_policy is IndexPolicy.PER_BATCH:
+            raise ValueError("mode 'retrain' poisons no batches: set index_policy 'fixed'")
 
 
 @hookimpl
@@ -70,6 +95,12 @@ def backdoorkit_attacks() -> Iterable[MethodInfo]:
         stage=Stage.DATA,
         needs={Need.TRAINING_DATA},
         presets={
+            "paper": {
+                "mode": "retrain",
+                "neurons": 1,
+                "poison_rate": 1.0,
+                "rate_basis": "append",
+            },
             "trojanzoo": {**benchmark, "neurons": 2},
             "backdoorbench": {
                 **benchmark,

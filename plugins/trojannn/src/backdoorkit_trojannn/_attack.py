@@ -1,42 +1,40 @@
-"""The TrojanNN attack (Liu et al., NDSS 2018), reduced to poisoning as the benchmarks do."""
+"""The TrojanNN attack (Liu et al., NDSS 2018): by poisoning, or by retraining."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-import torch
-
-from backdoorkit.api import Attack, find_structure, train_surrogate
+from backdoorkit.api import Attack, train_surrogate
 from backdoorkit_trojannn import TrojanNNConfig
-from backdoorkit_trojannn._neurons import connectivity, most_connected, watched
-from backdoorkit_trojannn._patch import PLANTINGS, PatchTrigger, draw_mask, optimize_patch, plant
+from backdoorkit_trojannn._patch import PLANTINGS, PatchTrigger, start_patch
+from backdoorkit_trojannn._retraining import RetrainHooks
+from backdoorkit_trojannn._search import find_patch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from backdoorkit.api import Context, ImageSet
+    from backdoorkit.api import AttackHooks, Context, ImageSet, Trigger
 
-__all__ = ["TrojanNN", "find_patch"]
-
-#: clean images on which natural activations are measured
-_SAMPLE: Final = 1024
-#: images at once
-_CHUNK: Final = 128
-#: the default goal: so many times the natural 99.9th percentile, and at least so much
-_STRETCH, _LEAST_GOAL = 5, 10.0
+__all__ = ["TrojanNN"]
 
 
 class TrojanNN(Attack[TrojanNNConfig]):
-    """A patch that drives inner neurons of a clean surrogate, then ordinary poisoning with it.
+    """A patch that drives inner neurons, and a model that learns to listen to them.
 
-    The paper's attacker owns a trained model and no data; this is what BackdoorBench and ABL make
-    of it. The patch replaces pixels, where their code adds it with sums that wrap around.
+    By default it is found on a clean surrogate and poisons a training set, which is what
+    BackdoorBench and ABL make of the attack. With ``mode = "retrain"`` it is the paper's: the
+    attacker owns the trained model and no data.
     """
 
     def prepare(self, data: ImageSet, context: Context) -> PatchTrigger:
-        """Train the surrogate on ``data``, choose its neurons and optimise the patch for them."""
+        """Train the surrogate on ``data``, choose its neurons and optimise the patch for them.
+
+        To be retrained, a model must be there first: then this is only what its patch starts from.
+        """
+        if self.config.mode == "retrain":
+            return start_patch(self.config, data.shape, context)
         surrogate = train_surrogate(data, context, self.config)
         return find_patch(surrogate, data, self.config, context)
 
@@ -50,60 +48,8 @@ class TrojanNN(Attack[TrojanNNConfig]):
             facts=facts,
         )
 
-
-def find_patch(
-    model: nn.Module, data: ImageSet, config: TrojanNNConfig, context: Context
-) -> PatchTrigger:
-    """The patch for ``model``, whose weights need no gradients.
-
-    Neurons are the inputs of ``config.layer`` that the layer reads most strongly.
-    """
-    structure = find_structure(model, data.shape, data.num_classes)
-    layer = config.layer or structure.require_head("trojannn")
-    neurons = most_connected(connectivity(model, structure, layer), config.neurons)
-    mask = draw_mask(config, *data.shape[1:]).to(context.device)
-    clean = _draw(data, _SAMPLE, context, "natural activations")
-    with watched(model, layer, neurons) as watch:
-
-        def activations(images: Tensor) -> Tensor:
-            model(images)
-            return watch.activations
-
-        @torch.no_grad()
-        def measure(images: Tensor) -> Tensor:
-            with context.autocast():
-                return torch.cat([activations(chunk) for chunk in torch.split(images, _CHUNK)])
-
-        natural = measure(clean)
-        goals = _goals(natural, config)
-        backgrounds = _draw(data, config.backgrounds, context, "backgrounds")
-        if config.backgrounds == 0:
-            backgrounds = torch.zeros(1, *data.shape, device=context.device)
-        pattern = optimize_patch(activations, goals, mask, backgrounds, config, context)
-        reached = measure(plant(clean, pattern, mask, config.planting))
-    return PatchTrigger(
-        pattern=pattern,
-        mask=mask,
-        planting=config.planting,
-        facts={
-            "neurons": neurons,
-            "goals": goals,
-            "natural": natural.mean(dim=(0, 2)),
-            "reached": reached.mean(dim=(0, 2)),
-        },
-    )
-
-
-def _draw(data: ImageSet, count: int, context: Context, purpose: str) -> Tensor:
-    """Up to ``count`` images at random, float32 in [0, 1], on the run's device."""
-    order = torch.randperm(len(data), generator=context.generator(purpose))[:count]
-    return data.fetch(order).to(context.device).float() / 255
-
-
-def _goals(natural: Tensor, config: TrojanNNConfig) -> Tensor:
-    """τ for each neuron, from its activations on clean images (N x q x P)."""
-    if config.activation_target is not None:
-        return natural.new_full(natural.shape[1:2], config.activation_target)
-    each = natural.transpose(0, 1).flatten(1)
-    rank = max(1, round(0.999 * each.shape[1]))
-    return (_STRETCH * each.kthvalue(rank, dim=1).values).clamp_min(_LEAST_GOAL)
+    def control(self, trigger: Trigger, data: ImageSet, context: Context) -> AttackHooks | None:
+        """The attack at the end of a clean training, with ``mode = "retrain"``."""
+        if self.config.mode == "retrain":
+            return RetrainHooks(trigger, data, self.config, context)
+        return super().control(trigger, data, context)

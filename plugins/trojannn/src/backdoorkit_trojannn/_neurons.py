@@ -75,10 +75,15 @@ class NeuronWatch:
         self._inputs = args[0] if isinstance(module, nn.Conv2d) else args[0].movedim(-1, 1)
 
     @property
+    def inputs(self) -> Tensor:
+        """All inputs of the layer: N x units, or N x units x positions in one or two axes."""
+        assert self._inputs is not None, "no forward has reached the layer yet"
+        return self._inputs
+
+    @property
     def activations(self) -> Tensor:
         """float32, N x q x P: of each neuron at the P positions of its feature map."""
-        assert self._inputs is not None, "no forward has reached the layer yet"
-        inputs = self._inputs.reshape(*self._inputs.shape[:2], -1)
+        inputs = self.inputs.reshape(*self.inputs.shape[:2], -1)
         return inputs[:, self._neurons].float()
 
 

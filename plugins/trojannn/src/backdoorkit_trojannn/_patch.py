@@ -11,14 +11,14 @@ import torch
 from backdoorkit.api import InputError, Trigger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
     from backdoorkit.api import Context
     from backdoorkit_trojannn import TrojanNNConfig
 
-__all__ = ["PLANTINGS", "PatchTrigger", "draw_mask", "optimize_patch", "plant"]
+__all__ = ["PLANTINGS", "PatchTrigger", "draw_mask", "optimize_patch", "plant", "start_patch"]
 
 #: ways to plant a patch, in the order of their stored numbers
 PLANTINGS: Final = ("replace", "add", "wrap")
@@ -85,8 +85,7 @@ def optimize_patch(
         float32 in [0, 1], N x C x H x W.
 
     """
-    start = torch.randn(1, *backgrounds.shape[1:], generator=context.generator("patch"))
-    weights = start.to(backgrounds.device).requires_grad_()
+    weights = _start(backgrounds.shape[1:], context).requires_grad_()
     optimizer = torch.optim.Adam([weights], lr=config.patch_learning_rate)
     # Sums that wrap have no useful gradient; the patch is found for sums that are clipped.
     planting = "replace" if config.planting == "replace" else "add"
@@ -99,8 +98,17 @@ def optimize_patch(
         (weights.grad,) = torch.autograd.grad(loss, [weights])
         optimizer.step()
         context.count(len(backgrounds), 1)
-    pattern = (_squash(weights.detach()) * 255).round() / 255
-    return torch.where(mask, pattern, torch.zeros(()))
+    return _pattern(weights.detach(), mask)
+
+
+def _start(shape: Sequence[int], context: Context) -> Tensor:
+    noise = torch.randn(1, *shape, generator=context.generator("patch"))
+    return noise.to(context.device)
+
+
+def _pattern(weights: Tensor, mask: Tensor) -> Tensor:
+    pattern = (_squash(weights) * 255).round() / 255
+    return pattern.where(mask, 0)
 
 
 def _squash(weights: Tensor) -> Tensor:
@@ -137,3 +145,12 @@ class PatchTrigger(Trigger):
         """``pattern``, ``mask``, ``planting`` (its number) and the facts."""
         planting = torch.tensor(PLANTINGS.index(self.planting))
         return {"pattern": self.pattern, "mask": self.mask, "planting": planting, **self.facts}
+
+
+def start_patch(
+    config: TrojanNNConfig, shape: tuple[int, int, int], context: Context
+) -> PatchTrigger:
+    """The patch that :func:`optimize_patch` starts from, for images of C x H x W."""
+    mask = draw_mask(config, *shape[1:]).to(context.device)
+    pattern = _pattern(_start(shape, context), mask)
+    return PatchTrigger(pattern=pattern, mask=mask, planting=config.planting)
