@@ -83,6 +83,7 @@ class Victim:
     #: clean and triggered test images
     clean: ImageSet
     stamped: ImageSet
+    notes: dict
 
     def scores(self, model=None):
         """Accuracy and attack success."""
@@ -97,7 +98,8 @@ def plain(digits):
     attack, surroundings, model = PruningAware(CONFIG), context(), network()
     trigger = attack.prepare(digits.train, surroundings)
     surroundings.fit(model, attack.poison(digits.train, trigger, surroundings).data, TRAINING)
-    return Victim(model.eval(), trigger, digits.test, triggered(trigger, digits.test))
+    stamped = triggered(trigger, digits.test)
+    return Victim(model.eval(), trigger, digits.test, stamped, surroundings.notes)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +108,8 @@ def victim(digits):
     trigger = attack.prepare(digits.train, surroundings)
     hooks = attack.control(trigger, digits.train, surroundings)
     surroundings.fit(model, digits.train, TRAINING, hooks=hooks)
-    return Victim(model.eval(), hooks.trigger, digits.test, triggered(trigger, digits.test))
+    stamped = triggered(trigger, digits.test)
+    return Victim(model.eval(), hooks.trigger, digits.test, stamped, surroundings.notes)
 
 
 def fine_pruned(victim, digits, **config):
@@ -135,6 +138,7 @@ def test_restored_units_sleep_on_clean_and_on_triggered_images(victim, digits):
     units = Units.of(victim.model, digits.train, context())
     restored = victim.trigger.facts["restored"]
     assert restored.sum() == round(0.8 * 32)
+    assert victim.notes == {"units": 32, "restored_units": 26}
     for part in (victim.clean, victim.stamped):
         features, _ = units.features(part, context())
         awake = (features.amax(dim=2) > 0).float().mean(dim=0)

@@ -104,6 +104,7 @@ class PruningAwareHooks(AttackHooks):
             for name, original in kept.items():
                 model.get_parameter(name)[dormant] = original[dormant]
         reduction = units.put_to_sleep(dormant, poisoned.data, context)
+        context.note(units=units.count, restored_units=int(dormant.sum()))
         if isinstance(self.trigger, MixTrigger):
             facts = {"restored": dormant, "reduction": reduction}
             self.trigger = attrs.evolve(self.trigger, facts=facts)
