@@ -112,7 +112,9 @@ def _detection(run: Run, entry: Entry) -> Detection:
     if result.artifact is None:
         return Detection(**names, error=result.error)
     verdict = result.artifact.read_json("verdict.json")
-    figures = {name: str(result.artifact.file(f"{name}.png")) for name in verdict["captions"]}
+    figures = {
+        name: str(result.artifact.file(f"{name}.png")) for name in verdict.get("captions", {})
+    }
     oracle = result.artifact.facts.get("oracle", False)
     return Detection(**names, **verdict, figures=figures, oracle=oracle)
 

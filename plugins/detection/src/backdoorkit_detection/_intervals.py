@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from backdoorkit.api import area_under_curve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["bootstrap", "delong", "newcombe", "order_statistics", "wilson"]
 
@@ -44,9 +48,8 @@ def newcombe(area: float, positives: int, negatives: int, confidence: float) -> 
     return _root(excess, 0.0, area), _root(excess, 1.0, area)
 
 
-def _root(excess: object, outside: float, inside: float) -> float:
+def _root(excess: Callable[[float], float], outside: float, inside: float) -> float:
     """Where ``excess`` changes its sign between a point that is outside and one inside."""
-    assert callable(excess)
     for _ in range(60):
         middle = (outside + inside) / 2
         outside, inside = (middle, inside) if excess(middle) > 0 else (outside, middle)
