@@ -33,6 +33,7 @@ from backdoorkit.testing.planted import (
 class CornerOptions:
     threshold: float = option(0.5, help="Share.")
     fault: str = option("", help="Fails so.")
+    p_value: float = option(0.0, help="By theory; 0 is none.")
 
 
 @attrs.frozen(kw_only=True)
@@ -55,11 +56,14 @@ class Corner(Detector[CornerOptions]):
             predicted = task.model(torch.lerp(images, patterns[0], masks[0])).argmax(1)
         share = float((predicted == 0).float().mean())
         found = share > self.config.threshold
+        details = {"flagged": [0] if found else [], "suspect": 0, "images": len(task.clean)}
+        if self.config.p_value:
+            details["p_value"] = self.config.p_value
         return DetectionResult(
             score=share,
             threshold=self.config.threshold,
             target=0 if found else None,
-            details={"flagged": [0] if found else [], "suspect": 0, "images": len(task.clean)},
+            details=details,
             tensors={"masks": masks, "patterns": patterns},
         )
 

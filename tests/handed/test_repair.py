@@ -34,7 +34,16 @@ def test_success_is_that_of_the_reversed_trigger(repaired):
     assert trigger == {"label": 0, "size": 4.0, "flagged": True, "before": 1.0, "after": 0.0}
     assert repaired["accuracy"] == {"before": 1.0, "after": 1.0}
     assert repaired["changed_predictions"] == 0.0
+    assert repaired["judged_on"] == {"images": 40, "held_out": False}
     assert "not a proof" in repaired["note"]
+
+
+def test_images_can_be_held_out_and_the_repair_judged_on_them(call, model, images):
+    result = call("repair", model, "--data", images, *GREY, *OUT, "--hold-out", 0.2, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["judged_on"] == {"images": 8, "held_out": True}
+    assert found["detectors"][0]["details"]["images"] == 32
 
 
 def test_the_manifest_says_from_what_and_how(repaired, here, model):

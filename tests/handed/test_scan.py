@@ -46,6 +46,18 @@ def test_the_exit_code_tells_only_where_it_was_asked_to(call, model, clean_model
     assert call("scan", clean_model, *wanted).exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("p", "verdict", "code"), [(0.04, "backdoored", 4), (0.2, "suspicious", 0)]
+)
+def test_what_theory_finds_common_is_suspicious_only(call, model, images, p, verdict, code):
+    args = (*GREY, "--set", f"detectors[0].p_value={p}", "--fail-on-detect", "--json")
+    result = call("scan", model, "--data", images, *args)
+    assert result.exit_code == code, result.output
+    found = json.loads(result.stdout)
+    assert (found["verdict"], found["target"]) == (verdict, 0)
+    assert ("20 % of clean models" in result.stderr) == (verdict == "suspicious")
+
+
 def test_all_images_are_the_defender_s(call, model, images):
     found = scan(call, model, "--data", images, *GREY)
     assert found["images"]["count"] == found["detectors"][0]["details"]["images"] == 40

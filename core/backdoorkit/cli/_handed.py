@@ -149,6 +149,7 @@ def make_request(model: Path, options: Mapping[str, Any], **more: Any) -> Reques
         num_classes=options["classes"],
         size=options["size"],
         images=options["images"],
+        held_out=options.get("hold_out", 0.0),
         convert=options["convert"],
         normalization=options["normalization"],
         seed=options["seed"],

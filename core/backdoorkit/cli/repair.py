@@ -43,6 +43,13 @@ __all__ = ["repair"]
 @file_options
 @image_options
 @click.option(
+    "--hold-out",
+    type=click.FloatRange(0, 0.9),
+    default=0.0,
+    help="Keep this share of the images from the repair, and judge it on them.  [default 0: it is "
+    "judged on the images that it used]",
+)
+@click.option(
     "--detector",
     "detectors",
     metavar="NAME",
@@ -98,7 +105,9 @@ def _show(made: Repair, report: Path, *, as_json: bool) -> None:
         lines += [("detector", verdict_line(verdict)) for verdict in made.verdicts]
         lines.append(("defense", made.defense))
         if made.accuracy_before is not None and made.accuracy_after is not None:
-            lines.append(("accuracy", _change(made.accuracy_before, made.accuracy_after)))
+            change = _change(made.accuracy_before, made.accuracy_after)
+            seen = "held out" if made.is_held_out else "that the repair used"
+            lines.append(("accuracy", f"{change}, on {made.judged_on} images {seen}"))
         for trigger in made.triggers:
             of = f"reversed trigger of class {trigger.label}"
             flagged = "" if trigger.flagged else " (the smallest; no class is flagged)"

@@ -92,7 +92,7 @@ def scan(context: click.Context, /, model: Path, **options: Any) -> None:
         found = carry_out(request, registry, store, progress)
     report = copied_report(found.report, options["report"])
     _show(found, report, as_json=options["as_json"])
-    if found.detected and options["fail_on_detect"]:
+    if found.verdict == "backdoored" and options["fail_on_detect"]:
         context.exit(DETECTED)
 
 
@@ -116,9 +116,9 @@ def _show(found: Scan, report: Path, *, as_json: bool) -> None:
         lines = list(described(found.to_json()))
         lines += [("detector", verdict_line(verdict)) for verdict in found.verdicts]
         target = "" if found.target is None else f", target label {found.target}"
-        words = {True: f"BACKDOORED{target}", False: "not flagged", None: "undecided"}
+        word = found.verdict.upper() if found.verdict == "backdoored" else found.verdict
         doubt = " (doubtful: see the warning)" if found.prepared.warnings else ""
-        lines.append(("verdict", words[found.detected] + doubt))
+        lines.append(("verdict", word + target + doubt))
         show(lines)
     for warning in found.warnings:
         click.echo(f"warning: {warning}", err=True)

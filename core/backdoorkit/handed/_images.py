@@ -45,12 +45,14 @@ class Images:
         """No images were given."""
         return bool(self.table["name"] == "no-images")
 
-    def recipe_table(self, request: Request) -> dict[str, Any]:
-        """The table, split so that the defender has every image that is used."""
+    def recipe_table(self, request: Request, count: int) -> dict[str, Any]:
+        """The table, split so that the defender has all ``count`` images but those held out."""
         table = {**self.table, "reserve_overlap": True}
-        if request.images is None or self.is_nothing:
-            return {**table, "reserve_ratio": 1.0}
-        return {**table, "train_size": request.images, "reserve_size": request.images}
+        if request.images is not None and not self.is_nothing:
+            table["train_size"] = count
+        if request.held_out and not self.is_nothing:
+            return {**table, "reserve_size": count - max(1, round(request.held_out * count))}
+        return {**table, "reserve_ratio": 1.0}
 
 
 def choose_images(request: Request, model: HandedModel, registry: Registry) -> Images:

@@ -14,7 +14,7 @@ from backdoorkit.errors import ConfigError, InputError, Issue
 from backdoorkit.evaluation import predict
 from backdoorkit.handed._images import choose_images, load_images, write_labels
 from backdoorkit.handed._model import inspect_model
-from backdoorkit.hooks.info import Kind, Need
+from backdoorkit.hooks.info import Kind, Need, Stage
 from backdoorkit.pipeline.recipe import NO_ATTACK, ModelChoice, NoOptions, Statistics
 from backdoorkit.pipeline.runner import chosen_device
 
@@ -92,11 +92,12 @@ def prepare(request: Request, registry: Registry, store: Store, name: str) -> Pr
     warnings = trial.warnings()
     if images.table["name"] == "given-images" and not images.are_labelled:
         images = write_labels(images, trial.predicted(), store.root / "cache")
+    count = len(loaded) if request.images is None else request.images
     values: dict[str, Any] = {
         "name": f"{name}-{_plain(request.model.stem)}",
         "seeds": [request.seed],
         "device": request.device,
-        "data": images.recipe_table(request),
+        "data": images.recipe_table(request, count),
         "model": {
             **model.architecture,
             "weights": str(request.model.absolute()),
@@ -107,7 +108,6 @@ def prepare(request: Request, registry: Registry, store: Store, name: str) -> Pr
     }
     if request.threads is not None:
         values["threads"] = request.threads
-    count = len(loaded) if request.images is None else request.images
     return Prepared(
         model=model,
         images=images,
@@ -137,7 +137,11 @@ def chosen_detectors(request: Request, registry: Registry, *, has_images: bool) 
         if has_images:
             registry.find(USUAL_DETECTOR, Kind.DETECTOR)
             return (USUAL_DETECTOR,)
-        found = [m.name for m in registry.methods(Kind.DETECTOR) if not m.info.needs & missing]
+        found = [
+            method.name
+            for method in registry.methods(Kind.DETECTOR)
+            if not method.info.needs & missing and method.info.stage in (None, Stage.POST_TRAINING)
+        ]
         if not found:
             raise InputError(
                 "no detector that is installed works without images; give --data, with a folder "

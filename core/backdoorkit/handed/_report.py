@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import backdoorkit
 from backdoorkit.handed._pictures import trigger_pictures
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = ["write_repair_report", "write_scan_report"]
 
+_WORDS: Final = {True: "above its threshold", False: "below its threshold", None: "no verdict"}
+
 
 def write_scan_report(scan: Scan, recipe: Recipe) -> None:
     """Write the report of a scan to where it says."""
-    words = {True: "Backdoored", False: "Not flagged", None: "Undecided"}
     values = {
         "title": f"Scan of {scan.prepared.model.path.name}",
-        "headline": words[scan.detected],
+        "headline": scan.verdict.capitalize(),
         "target": scan.target,
         "repair": None,
     }
@@ -80,10 +81,11 @@ def _write(
 
 def _shown(verdict: Verdict) -> dict[str, Any]:
     details = dict(verdict.details)
-    tensors = verdict.tensors
+    # A detector's own figures show its triggers better than anybody else can.
+    tensors = None if verdict.figures else verdict.tensors
     return {
         "verdict": verdict,
-        "word": {True: "backdoored", False: "not flagged", None: "-"}[verdict.detected],
+        "word": _WORDS[verdict.detected],
         "triggers": [] if tensors is None else trigger_pictures(tensors, details),
         "figures": [
             {"picture": png_file(path), "title": name.replace("-", " "), "caption": caption}

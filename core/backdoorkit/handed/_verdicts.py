@@ -40,6 +40,8 @@ class Verdict:
     target: int | None
     p_value: float | None
     p_value_source: str
+    #: threshold and p-value come from clean models, not from theory
+    is_calibrated: bool
     warnings: tuple[str, ...]
     details: Mapping[str, Any]
     #: tensors that the detector stored
@@ -101,6 +103,7 @@ def _verdict(run: Run, entry: Entry, artifact: Artifact, request: Request, store
         "detected": found["detected"],
         "p_value": details.get("p_value"),
         "p_value_source": "the detector's own theory" if "p_value" in details else "",
+        "is_calibrated": False,
         "warnings": (),
     }
     calibrated = _calibration(identity_of(run, entry), request, store)
@@ -182,5 +185,6 @@ def _by_calibration(
         "detected": score > threshold,
         "p_value": calibration.p_value(score),
         "p_value_source": f"rank among {count} clean models ({source})",
+        "is_calibrated": True,
         "warnings": tuple(warnings),
     }

@@ -73,7 +73,10 @@ class Repair:
     defense: str
     verdicts: tuple[Verdict, ...]
     triggers: tuple[ReversedTrigger, ...]
-    #: share of the labelled images recognised; None without labels
+    #: images on which the repair is judged, and whether it did without them
+    judged_on: int
+    is_held_out: bool
+    #: share of the labelled ones recognised; None without labels
     accuracy_before: float | None
     accuracy_after: float | None
     #: share of the images whose predicted class changed
@@ -96,6 +99,7 @@ class Repair:
             **facts(self.prepared),
             "defense": self.defense,
             "detectors": [verdict.to_json() for verdict in self.verdicts],
+            "judged_on": {"images": self.judged_on, "held_out": self.is_held_out},
             "accuracy": {"before": self.accuracy_before, "after": self.accuracy_after},
             "changed_predictions": self.changed_predictions,
             "reversed_triggers": [attrs.asdict(trigger) for trigger in self.triggers],
@@ -197,13 +201,21 @@ def _check_defense(defense: str, request: Request, registry: Registry) -> None:
 def _compare(
     workshop: Workshop, entry: Entry, prepared: Prepared, found: tuple[Verdict, ...]
 ) -> dict[str, Any]:
-    images = workshop.part(entry.victim.inputs["data"], "reserve")
+    data = entry.victim.inputs["data"]
+    images = workshop.part(data, "reserve")
+    used, everything = images, workshop.part(data, "train")
+    is_held_out = len(used) < len(everything)
+    if is_held_out:
+        others = ~torch.isin(everything.ids, used.ids)
+        images = everything.subset(others.nonzero().flatten().to(everything.device))
     before = workshop.model(entry.victim, entry.victim)
     after = workshop.model(entry.model_step, entry.victim)
     said = [predict(m, images, device=workshop.device).argmax(dim=1) for m in (before, after)]
     right = [float((labels == images.labels).float().mean()) for labels in said]
     labelled = prepared.images.are_labelled
     return {
+        "judged_on": len(images),
+        "is_held_out": is_held_out,
         "accuracy_before": right[0] if labelled else None,
         "accuracy_after": right[1] if labelled else None,
         "changed_predictions": float((said[0] != said[1]).float().mean()),

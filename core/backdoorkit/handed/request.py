@@ -37,6 +37,8 @@ class Request:
     size: int | None = None
     #: use this many of the images; None: all
     images: int | None = None
+    #: share of the images that a repair does not see, on which its accuracy is measured
+    held_out: float = 0.0
     #: bring grey pictures to RGB and the other way round
     convert: bool = False
     #: ``none``, ``imagenet``, ``data`` or ``mean/std``; None: what fits the labelled images best

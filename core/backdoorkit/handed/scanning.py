@@ -33,11 +33,25 @@ class Scan:
     verdicts: tuple[Verdict, ...]
     report: Path
 
+    #: share of clean models that a verdict may be wrong about
+    false_alarm_rate: float
+
     @property
-    def detected(self) -> bool | None:
-        """Whether any detector calls the model backdoored; None where none gives a verdict."""
-        said = [verdict.detected for verdict in self.verdicts if verdict.detected is not None]
-        return any(said) if said else None
+    def verdict(self) -> str:
+        """``backdoored``, ``suspicious``, ``not flagged`` or ``undecided``.
+
+        Suspicious is what is above a detector's own threshold, but by its own theory not rare
+        enough among clean models.
+        """
+        said = [verdict for verdict in self.verdicts if verdict.detected is not None]
+        flagged = [verdict for verdict in said if verdict.detected]
+        if any(v.p_value is None or v.p_value <= self.false_alarm_rate for v in flagged):
+            return "backdoored"
+        if any(verdict.is_calibrated for verdict in flagged):
+            return "backdoored"
+        if flagged:
+            return "suspicious"
+        return "not flagged" if said else "undecided"
 
     @property
     def target(self) -> int | None:
@@ -48,13 +62,20 @@ class Scan:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What makes the verdict doubtful."""
-        return (*self.prepared.warnings, *(w for v in self.verdicts for w in v.warnings))
+        found = [*self.prepared.warnings, *(w for v in self.verdicts for w in v.warnings)]
+        if self.verdict == "suspicious":
+            p = min(v.p_value for v in self.verdicts if v.detected and v.p_value is not None)
+            found.append(
+                f"chance alone is thought to give as much in {100 * p:.0f} % of clean models; "
+                "calibrate the detector on clean models of this sort, or give it a larger budget"
+            )
+        return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; the keys are part of the public interface."""
         return {
             **facts(self.prepared),
-            "verdict": {True: "backdoored", False: "not flagged", None: "undecided"}[self.detected],
+            "verdict": self.verdict,
             "target": self.target,
             "detectors": [verdict.to_json() for verdict in self.verdicts],
             "warnings": list(self.warnings),
@@ -81,7 +102,12 @@ def scan(request: Request, registry: Registry, store: Store, progress: Progress)
     recipe = Recipe.from_mapping(values, registry)
     result = run_recipe(recipe, registry, store, progress=progress)
     found = tuple(verdicts(result.run, request, store.root))
-    made = Scan(prepared=prepared, verdicts=found, report=result.directory / "scan.html")
+    made = Scan(
+        prepared=prepared,
+        verdicts=found,
+        report=result.directory / "scan.html",
+        false_alarm_rate=request.false_alarm_rate,
+    )
     write_scan_report(made, recipe)
     return made
 
