@@ -59,7 +59,7 @@ def test_catalogue_offers_all_built_in_sets_and_each_can_be_made(registry):
     names = {info.name for info in backdoorkit_datasets()}
     assert names == {
         *("digits", "cifar10", "cifar100", "gtsrb", "mnist", "fashion-mnist", "svhn"),
-        "image-folder",
+        *("image-folder", "given-images", "no-images"),
     }
     for info in backdoorkit_datasets():
         values = {"path": "somewhere"} if info.name == "image-folder" else {}

@@ -235,5 +235,8 @@ def test_options_are_made_of_what_the_class_says_and_nothing_is_shared():
         "rate_basis",
         "label_map",
         "target",
+        "index_policy",
+        "cover_ratio",
+        "source_classes",
     ]
     assert option_specs(PoisonOptions)[0].symbol == "ρ"

@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from backdoorkit import TrainOptions
 from backdoorkit.api import Batch, InputError, TrainingHooks
-from backdoorkit.hooks.options import unstructure
 from backdoorkit_lba._cut import Cut
 from backdoorkit_lba._trigger import Patch, initial_weights, optimize_pattern, pattern_of
 
@@ -136,7 +135,7 @@ def train_clean(
     facts = {
         "from": _digest(model),
         "classes": list(data.class_names),
-        "training": unstructure(training),
+        "training": attrs.asdict(training),
     }
 
     def trained() -> dict[str, Tensor]:
