@@ -184,7 +184,8 @@ def test_what_would_change_labels_is_refused(values, message):
 def test_presets_are_valid():
     (info,) = backdoorkit_attacks()
     configs = {name: structure(LCConfig, values) for name, values in info.presets.items()}
-    assert configs["backdoorbench"] == structure(LCConfig, {"robust_surrogate": True})
+    tenth = {"rate_basis": "all-within-target", "poison_rate": 0.1, "robust_surrogate": True}
+    assert configs["backdoorbench"] == structure(LCConfig, tenth)
     assert [name for name, config in configs.items() if config.robust_surrogate] == [
         "paper",
         "backdoorbench",

@@ -29,7 +29,9 @@ def learned(attack, *, epochs):
 
 
 def test_under_dirty_labels_the_victim_learns_the_sinusoid_and_nothing_else_changes():
-    accuracy, success = learned(SIG(structure(SIGConfig, {"rate_basis": "all"})), epochs=6)
+    accuracy, success = learned(
+        SIG(structure(SIGConfig, {"rate_basis": "all", "poison_rate": 0.1})), epochs=6
+    )
     assert min(accuracy) > 0.95
     assert success > 0.9
 

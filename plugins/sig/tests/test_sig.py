@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from backdoorkit import RateBasis
 from backdoorkit.api import Context, ImageSet, InputError, quantize
 from backdoorkit.errors import ConfigError
 from backdoorkit.hooks.options import structure
@@ -150,7 +151,7 @@ def test_a_share_of_the_target_class_keeps_its_labels_too():
 
 def test_more_poison_than_the_class_has_is_refused():
     with pytest.raises(InputError, match="wants 40 samples of the target class and there are 20"):
-        poisoned(data_of((1, 8, 8)), poison_rate=0.2)
+        poisoned(data_of((1, 8, 8)), rate_basis="all-within-target", poison_rate=0.2)
 
 
 def test_dirty_labels_are_drawn_from_all_classes_and_changed():
@@ -188,5 +189,6 @@ def test_clean_labels_cannot_go_to_all_classes():
 
 def test_presets_are_valid():
     configs = {name: structure(SIGConfig, values) for name, values in presets().items()}
-    assert configs["backdoorbench"] == SIGConfig()
+    benchmark = configs["backdoorbench"]
+    assert (benchmark.rate_basis, benchmark.poison_rate) == (RateBasis.ALL_WITHIN_TARGET, 0.1)
     assert configs["paper"].test_delta > configs["paper"].delta

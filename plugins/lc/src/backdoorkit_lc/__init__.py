@@ -33,8 +33,11 @@ class LCConfig(SurrogateOptions):
     Lengths in pixel space (epsilon, step size) are in grey levels of 255.
     """
 
+    poison_rate: float = option(
+        1.0, ge=0, le=1, symbol="ρ", help="Share of the rate basis that is poisoned."
+    )
     rate_basis: RateBasis = option(
-        RateBasis.ALL_WITHIN_TARGET,
+        RateBasis.TARGET_CLASS,
         help="What the rate is a share of; samples are always drawn from the target class.",
     )
     images: Literal["adversarial", "interpolated", "plain"] = option(

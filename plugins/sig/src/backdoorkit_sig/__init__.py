@@ -32,8 +32,11 @@ class SIGConfig(PoisonOptions):
     A basis within the target class is the clean-label attack; the others relabel (dirty label).
     """
 
+    poison_rate: float = option(
+        1.0, ge=0, le=1, symbol="ρ", help="Share of the rate basis that is poisoned."
+    )
     rate_basis: RateBasis = option(
-        RateBasis.ALL_WITHIN_TARGET,
+        RateBasis.TARGET_CLASS,
         help="What the rate is a share of and where samples are drawn from. Drawn from the target "
         "class, images keep their label; drawn from all classes, they get another (dirty label).",
     )
