@@ -38,7 +38,13 @@ from backdoorkit.data.batches import Batch, batches
 from backdoorkit.data.choosing import NOT_ATTACKED, choose_positions, map_labels
 from backdoorkit.data.images import ImageSet
 from backdoorkit.data.noise import uniform_by_sample
-from backdoorkit.data.poison import PoisonedSet, SampleKind, poison_by_options, quantize
+from backdoorkit.data.poison import (
+    PoisonedSet,
+    SampleKind,
+    poison_by_options,
+    quantize,
+    require_image_shape,
+)
 from backdoorkit.detection import DetectionScores
 from backdoorkit.errors import ContractError, InputError, StructureError
 from backdoorkit.evaluation import Evaluation, Predictions
@@ -117,6 +123,7 @@ __all__ = [
     "prune_by_masks",
     "quantize",
     "refuse_other_head",
+    "require_image_shape",
     "require_linear_head",
     "split_reserve",
     "train_surrogate",

@@ -10,10 +10,12 @@ import torch
 from torch import Generator, Tensor
 
 from backdoorkit.data.choosing import choose_covers, choose_positions, map_labels
-from backdoorkit.errors import ContractError
+from backdoorkit.errors import ContractError, InputError
 from backdoorkit.hooks.shared_options import PoisonOptions, RateBasis
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from backdoorkit.contracts import Trigger
     from backdoorkit.data.images import ImageSet
 
@@ -23,6 +25,7 @@ __all__ = [
     "apply_trigger",
     "poison_by_options",
     "quantize",
+    "require_image_shape",
 ]
 
 #: images that get their trigger at once at 32 x 32; larger ones in smaller chunks of as many pixels
@@ -71,6 +74,21 @@ def quantize(images: Tensor) -> Tensor:
     Rounding matters: truncation would darken what was only converted to float and back.
     """
     return images.clamp(0, 1).mul(255).add_(0.5).floor_().to(torch.uint8)
+
+
+def require_image_shape(images: Tensor, made: Sequence[int], what: str) -> None:
+    """Refuse ``images`` (N x C x H x W) that a trigger was not made for.
+
+    ``made`` is their C x H x W, or H x W where the trigger takes any channels; ``what`` names the
+    trigger's part that has it.
+    """
+    came = images.shape[-len(made) :]
+    if tuple(came) != tuple(made):
+        wanted, got = ("x".join(map(str, shape)) for shape in (made, came))
+        raise InputError(
+            f"{what} was made for {wanted} images, not {got}: prepare the attack on the data it is "
+            "applied to"
+        )
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import torch
 
-from backdoorkit.api import Attack, InputError, Trigger
+from backdoorkit.api import Attack, InputError, Trigger, require_image_shape
 from backdoorkit_badnets import BadNetsConfig
 from backdoorkit_badnets._picture import read_picture
 
@@ -39,11 +39,7 @@ class PatchTrigger(Trigger):
     def apply(self, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         """Triggered copies of ``images`` (N x C x H x W); the same patch for every sample."""
         del labels, indices
-        if images.shape[1:] != self.pattern.shape[1:]:
-            raise InputError(
-                f"the patch was made for {_shape(self.pattern)} images, not {_shape(images)}: "
-                "prepare the attack on the data it is applied to"
-            )
+        require_image_shape(images, self.pattern.shape[1:], "the patch")
         return torch.where(self.mask.to(images.device), self.pattern.to(images.device), images)
 
     def state(self) -> dict[str, Tensor]:
@@ -102,7 +98,3 @@ class BadNets(Attack[BadNetsConfig]):
         top = offset if vertical == "top" else image[0] - offset - patch[0]
         left = offset if horizontal == "left" else image[1] - offset - patch[1]
         return slice(top, top + patch[0]), slice(left, left + patch[1])
-
-
-def _shape(images: Tensor) -> str:
-    return "x".join(map(str, images.shape[1:]))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import torch
 
-from backdoorkit.api import Attack, InputError, Trigger
+from backdoorkit.api import Attack, Trigger, require_image_shape
 from backdoorkit_blended import BlendedConfig
 from backdoorkit_blended._patterns import draw_cartoon, draw_noise, noise_by_sample, read_picture
 
@@ -36,12 +36,7 @@ class BlendTrigger(Trigger):
     def apply(self, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         """Triggered copies of ``images`` (N x C x H x W)."""
         del labels
-        if tuple(images.shape[1:]) != self.shape:
-            made, came = ("x".join(map(str, shape)) for shape in (self.shape, images.shape[1:]))
-            raise InputError(
-                f"the pattern was made for {made} images, not {came}: prepare the attack on the "
-                "data it is applied to"
-            )
+        require_image_shape(images, self.shape, "the pattern")
         return torch.lerp(images, self.patterns(indices.to(images.device)), self.alpha)
 
     @abc.abstractmethod

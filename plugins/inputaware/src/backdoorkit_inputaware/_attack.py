@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
-from backdoorkit.api import Attack, InputError, Trigger, uniform_by_sample
+from backdoorkit.api import Attack, Trigger, require_image_shape, uniform_by_sample
 from backdoorkit_inputaware import InputAwareConfig
 from backdoorkit_inputaware._joint import JointTraining
 from backdoorkit_inputaware._masks import train_masks
@@ -45,12 +45,7 @@ class InputAwareTrigger(Trigger):
 
     def transferred(self, images: Tensor, sources: Tensor) -> Tensor:
         """``images`` with the triggers that were made for ``sources`` (both N x C x H x W)."""
-        made, came = self.donors.shape[1:], images.shape[1:]
-        if made != came:
-            raise InputError(
-                f"the generators were made for {'x'.join(map(str, made))} images, not "
-                f"{'x'.join(map(str, came))}: prepare the attack on the data it is applied to"
-            )
+        require_image_shape(images, self.donors.shape[1:], "the generators' input")
         patterns, masks = self.patterns.to(images.device), self.masks.to(images.device)
         return blended(images, patterns(sources), sharpened(masks(sources)))
 

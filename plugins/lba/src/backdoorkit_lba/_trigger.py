@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import attrs
 import torch
 
-from backdoorkit.api import InputError, Trigger
+from backdoorkit.api import InputError, Trigger, require_image_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,12 +36,7 @@ class Patch(Trigger):
     def apply(self, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         """Stamped copies of ``images`` (N x C x H x W)."""
         del labels, indices
-        if images.shape[1:] != self.pattern.shape[1:]:
-            made, came = ("x".join(map(str, i.shape[1:])) for i in (self.pattern, images))
-            raise InputError(
-                f"the patch was made for {made} images, not {came}: prepare the attack on the data "
-                "it is applied to"
-            )
+        require_image_shape(images, self.pattern.shape[1:], "the patch")
         return self.stamp(images)
 
     def stamp(self, images: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import torch
 
-from backdoorkit.api import InputError, Trigger
+from backdoorkit.api import InputError, Trigger, require_image_shape
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -34,12 +34,7 @@ class CornerTrigger(Trigger):
     def apply(self, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         """Triggered copies of ``images`` (N x C x H x W)."""
         del labels, indices
-        if images.shape[2:] != self.signs.shape[2:]:
-            made, came = ("x".join(map(str, of.shape[2:])) for of in (self.signs, images))
-            raise InputError(
-                f"the patches were made for {made} images, not {came}: prepare the attack on the "
-                "data it is applied to"
-            )
+        require_image_shape(images, self.signs.shape[2:], "the patches' place")
         return (images + self.amplitude * self.signs.to(images.device)).clamp_(0, 1)
 
     def state(self) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import attrs
 import torch
 
 from backdoorkit import SurrogateOptions
-from backdoorkit.api import Attack, InputError, Trigger, train_surrogate
+from backdoorkit.api import Attack, InputError, Trigger, require_image_shape, train_surrogate
 from backdoorkit_lf import LFConfig
 from backdoorkit_lf._file import read_pattern
 from backdoorkit_lf._optimisation import measure, optimise, perturb
@@ -37,12 +37,7 @@ class SmoothTrigger(Trigger):
     def apply(self, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         """Triggered copies of ``images`` (N x C x H x W)."""
         del labels, indices
-        if images.shape[1:] != self.pattern.shape[1:]:
-            made, came = ("x".join(map(str, of.shape[1:])) for of in (self.pattern, images))
-            raise InputError(
-                f"the pattern was made for {made} images, not {came}: prepare the attack on the "
-                "data it is applied to"
-            )
+        require_image_shape(images, self.pattern.shape[1:], "the pattern")
         return (images + self.pattern.to(images.device)).clamp_(0, 1)
 
     def state(self) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import attrs
 import torch
 
-from backdoorkit.api import InputError, Trigger
+from backdoorkit.api import InputError, Trigger, require_image_shape
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -32,12 +32,7 @@ class MixTrigger(Trigger):
     def apply(self, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         """Triggered copies of ``images`` (N x C x H x W); the same pattern for every sample."""
         del labels, indices
-        if images.shape[1:] != self.pattern.shape[1:]:
-            made, came = ("x".join(map(str, i.shape[1:])) for i in (self.pattern, images))
-            raise InputError(
-                f"the trigger was made for {made} images, not {came}: prepare the attack on the "
-                "data it is applied to"
-            )
+        require_image_shape(images, self.pattern.shape[1:], "the trigger")
         shares = self.shares.to(images.device)
         return torch.lerp(images, self.pattern.to(images.device), shares)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import torch
 
-from backdoorkit.api import InputError, Trigger
+from backdoorkit.api import InputError, Trigger, require_image_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -132,12 +132,7 @@ class PatchTrigger(Trigger):
     def apply(self, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         """Triggered copies of ``images`` (N x C x H x W); the same patch for every sample."""
         del labels, indices
-        if images.shape[1:] != self.pattern.shape[1:]:
-            made, came = ("x".join(map(str, i.shape[1:])) for i in (self.pattern, images))
-            raise InputError(
-                f"the patch was made for {made} images, not {came}: prepare the attack on the "
-                "data it is applied to"
-            )
+        require_image_shape(images, self.pattern.shape[1:], "the patch")
         pattern, mask = self.pattern.to(images.device), self.mask.to(images.device)
         return plant(images, pattern, mask, self.planting)
 

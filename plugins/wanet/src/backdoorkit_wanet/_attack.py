@@ -8,7 +8,7 @@ import attrs
 import torch
 from torch.nn import functional
 
-from backdoorkit.api import Attack, InputError, Trigger, uniform_by_sample
+from backdoorkit.api import Attack, InputError, Trigger, require_image_shape, uniform_by_sample
 from backdoorkit_wanet import WaNetConfig
 
 if TYPE_CHECKING:
@@ -81,12 +81,7 @@ class Warp(Trigger):
 
     def require(self, images: Tensor) -> None:
         """Refuse images of another size than the grid's."""
-        size, came = tuple(self.grid.shape[1:3]), tuple(images.shape[2:])
-        if size != came:
-            raise InputError(
-                f"the warp was made for {size[0]}x{size[1]} images, not {came[0]}x{came[1]}: "
-                "prepare the attack on the data it is applied to"
-            )
+        require_image_shape(images, self.grid.shape[1:3], "the warp")
 
 
 @attrs.frozen(eq=False)
