@@ -61,8 +61,13 @@ def test_catalogue_offers_all_built_in_sets_and_each_can_be_made(registry):
         *("digits", "cifar10", "cifar100", "gtsrb", "mnist", "fashion-mnist", "svhn"),
         *("image-folder", "given-images", "no-images"),
     }
+    required = {
+        "image-folder": {"path": "somewhere"},
+        "given-images": {"path": "somewhere", "num_classes": 10},
+        "no-images": {"num_classes": 10, "size": 8},
+    }
     for info in backdoorkit_datasets():
-        values = {"path": "somewhere"} if info.name == "image-folder" else {}
+        values = required.get(info.name, {})
         method = registry.find(info.name, Kind.DATASET)
         dataset = registry.create(method, structure(info.config, values))
         assert isinstance(dataset, Dataset)

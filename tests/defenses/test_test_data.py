@@ -10,7 +10,7 @@ from backdoorkit import hookimpl
 from backdoorkit._progress import SILENT
 from backdoorkit.hooks.info import Kind
 from backdoorkit.hooks.registry import load_registry
-from backdoorkit.pipeline import runner
+from backdoorkit.pipeline import runner, steps
 from backdoorkit.pipeline.plan import StepKind
 from backdoorkit.pipeline.recipe import NO_ATTACK, Recipe
 from backdoorkit.pipeline.results import NO_DEFENSE
@@ -86,10 +86,20 @@ class Guarded(Workshop):
             Guarded.armed = armed
 
 
+def screen_unguarded(*args, genuine=steps.screen):
+    """The framework itself scores test images by an input filter, once its detector is done."""
+    armed, Guarded.armed = Guarded.armed, False
+    try:
+        return genuine(*args)
+    finally:
+        Guarded.armed = armed
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Run the digits with a guarded workshop; ``armed`` says in which steps."""
     monkeypatch.setattr(runner, "Workshop", Guarded)
+    monkeypatch.setattr(steps, "screen", screen_unguarded)
     plugin = types.SimpleNamespace(steps=DEFENDING)
 
     @hookimpl(wrapper=True)
