@@ -9,6 +9,7 @@ from __future__ import annotations
 from backdoorkit.hooks.hookspecs import HOOK_API, hookimpl
 from backdoorkit.hooks.info import Kind, MethodInfo, Need, Stage
 from backdoorkit.hooks.options import option
+from backdoorkit.hooks.published import PublishedTable
 from backdoorkit.hooks.shared_options import (
     IndexPolicy,
     LabelMapping,
@@ -27,6 +28,7 @@ __all__ = [
     "MethodInfo",
     "Need",
     "PoisonOptions",
+    "PublishedTable",
     "RateBasis",
     "Selection",
     "Stage",

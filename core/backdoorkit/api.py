@@ -50,6 +50,7 @@ from backdoorkit.errors import ContractError, InputError, StructureError
 from backdoorkit.evaluation import Evaluation, Predictions
 from backdoorkit.figures import new_figure
 from backdoorkit.masking import MaskedModel, by_layer, masked, masked_layers, prune_by_masks
+from backdoorkit.hooks.published import PublishedFigures, PublishedTable, read_published
 from backdoorkit.models.structure import (
     ConvNormPair,
     PrunableLayer,
@@ -99,6 +100,8 @@ __all__ = [
     "PrunableLayer",
     "SampleKind",
     "SecondGradient",
+    "PublishedFigures",
+    "PublishedTable",
     "Structure",
     "StructureError",
     "TrainingHooks",
@@ -124,6 +127,7 @@ __all__ = [
     "quantize",
     "refuse_other_head",
     "require_image_shape",
+    "read_published",
     "require_linear_head",
     "split_reserve",
     "train_surrogate",

@@ -18,6 +18,7 @@ import attrs
 
 from backdoorkit.hooks.hookspecs import HOOK_API
 from backdoorkit.hooks.info import ALLOWED_NEEDS, Kind, MethodInfo, Need
+from backdoorkit.hooks.published import PublishedTable
 from backdoorkit.hooks.shared_options import PoisonOptions
 
 if TYPE_CHECKING:
@@ -25,7 +26,17 @@ if TYPE_CHECKING:
 
     from backdoorkit.hooks._metadata import Entry
 
-__all__ = ["HOOKS", "Method", "PluginRecord", "PluginState", "add_plugin", "load_plugin"]
+__all__ = [
+    "HOOKS",
+    "Method",
+    "Offer",
+    "PluginRecord",
+    "PluginState",
+    "Published",
+    "add_plugin",
+    "load_plugin",
+    "with_offers",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +51,7 @@ HOOKS: Final = {
     Kind.MODEL: "backdoorkit_models",
     Kind.EXECUTOR: "backdoorkit_executors",
 }
+_PUBLISHED: Final = "backdoorkit_published_tables"
 _LIFECYCLE: Final = ("backdoorkit_run_begin", "backdoorkit_step", "backdoorkit_run_end")
 #: Names that recipes, tables and the command line use for no method, and for several at once.
 _RESERVED: Final = frozenset({"none", "composed", "and"})
@@ -81,6 +93,29 @@ class Method:
         return f"{self.kind}:{self.info.name}"
 
 
+@attrs.frozen
+class Published:
+    """A table of published figures, and the plugin it comes from."""
+
+    table: PublishedTable
+    plugin: str
+    distribution: str
+    version: str
+
+    @property
+    def name(self) -> str:
+        return self.table.name
+
+    @property
+    def qualified_name(self) -> str:
+        """``published:name``, which is unique."""
+        return f"published:{self.table.name}"
+
+
+#: whatever contribution hooks return
+Offer = Method | Published
+
+
 @attrs.frozen(kw_only=True)
 class PluginRecord:
     """One plugin as found: where it comes from, whether it can be used, and if not, why."""
@@ -94,6 +129,8 @@ class PluginRecord:
     error: str = ""
     #: qualified names of its methods; known for conflicting plugins too
     methods: tuple[str, ...] = ()
+    #: names of the tables of published figures that it brings
+    published: tuple[str, ...] = ()
     #: milliseconds that importing the module took
     import_ms: float = attrs.field(default=0.0, eq=False)
 
@@ -114,7 +151,7 @@ class _Unusable(Exception):
 
 def load_plugin(
     manager: pluggy.PluginManager, entry: Entry
-) -> tuple[PluginRecord, tuple[Method, ...]]:
+) -> tuple[PluginRecord, tuple[Offer, ...]]:
     """Import, register and question one plugin; never raises but for ``KeyboardInterrupt``."""
     record = PluginRecord(
         name=entry.name,
@@ -128,7 +165,7 @@ def load_plugin(
         with contextlib.redirect_stdout(sys.stderr):
             module = entry.load()
             record = attrs.evolve(record, import_ms=1000 * (time.perf_counter() - started))
-            methods = add_plugin(manager, module, record)
+            offers = add_plugin(manager, module, record)
     except KeyboardInterrupt:
         raise
     except _Unusable as reason:
@@ -136,13 +173,19 @@ def load_plugin(
     except BaseException as error:  # SystemExit too: a plugin must not end the command
         logger.debug("plugin %s failed to load", record.label, exc_info=True)
         return attrs.evolve(record, state=PluginState.BROKEN, error=one_line(error)), ()
-    names = tuple(sorted(method.qualified_name for method in methods))
-    return attrs.evolve(record, methods=names), methods
+    return with_offers(record, offers), offers
+
+
+def with_offers(record: PluginRecord, offers: Iterable[Offer]) -> PluginRecord:
+    """The record with the names of what its plugin offers."""
+    methods = [offer.qualified_name for offer in offers if isinstance(offer, Method)]
+    tables = [offer.name for offer in offers if isinstance(offer, Published)]
+    return attrs.evolve(record, methods=tuple(sorted(methods)), published=tuple(sorted(tables)))
 
 
 def add_plugin(
     manager: pluggy.PluginManager, plugin: object, record: PluginRecord
-) -> tuple[Method, ...]:
+) -> tuple[Offer, ...]:
     """Register ``plugin`` and return what it offers; on failure nothing stays registered."""
     api = getattr(plugin, "BACKDOORKIT_API", HOOK_API)
     if api != HOOK_API:
@@ -161,7 +204,10 @@ def add_plugin(
         manager.register(plugin, name=record.name)
         manager.check_pending()
         _check_implementations(manager, plugin)
-        return tuple(_contributions(manager, plugin, record))
+        return (
+            *_contributions(manager, plugin, record),
+            *_published(manager, plugin, record),
+        )
     except BaseException:
         # Older pluggy leaves a plugin half registered when `register` itself raises.
         if manager.has_plugin(record.name):
@@ -183,7 +229,7 @@ def _implementations(
 
 def _check_implementations(manager: pluggy.PluginManager, plugin: object) -> None:
     found = False
-    for hook in (*HOOKS.values(), *_LIFECYCLE):
+    for hook in (*HOOKS.values(), _PUBLISHED, *_LIFECYCLE):
         implementations = _implementations(manager, plugin, hook)
         if not implementations and callable(getattr(plugin, hook, None)):
             raise TypeError(f"{hook} lacks the decorator @backdoorkit.hookimpl")
@@ -215,6 +261,21 @@ def _contributions(
                     raise ValueError(f"{hook} offers {info.name!r} twice")
                 seen.add(info.name)
                 yield Method(info, kind, record.name, record.distribution, record.version)
+
+
+def _published(
+    manager: pluggy.PluginManager, plugin: object, record: PluginRecord
+) -> Iterable[Published]:
+    for impl in _implementations(manager, plugin, _PUBLISHED):
+        seen: set[str] = set()
+        offered: Any = impl.function()
+        for table in offered:
+            if not isinstance(table, PublishedTable):
+                raise TypeError(f"{_PUBLISHED} must return a list of PublishedTable, not {table!r}")
+            if table.name in seen:
+                raise ValueError(f"{_PUBLISHED} offers {table.name!r} twice")
+            seen.add(table.name)
+            yield Published(table, record.name, record.distribution, record.version)
 
 
 def _check_info(info: Any, kind: Kind, hook: str) -> None:

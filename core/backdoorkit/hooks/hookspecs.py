@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from backdoorkit.hooks.info import MethodInfo
+    from backdoorkit.hooks.published import PublishedTable
 
 __all__ = ["HOOK_API", "PROJECT", "hookimpl", "hookspec"]
 
@@ -61,6 +62,11 @@ def backdoorkit_models() -> Iterable[MethodInfo]:  # type: ignore[empty-body]
 @hookspec
 def backdoorkit_executors() -> Iterable[MethodInfo]:  # type: ignore[empty-body]
     """Places where the steps of a plan can run."""
+
+
+@hookspec
+def backdoorkit_published_tables() -> Iterable[PublishedTable]:  # type: ignore[empty-body]
+    """Tables of figures that papers have published, to stand beside ours."""
 
 
 @hookspec

@@ -9,18 +9,15 @@ from __future__ import annotations
 import contextvars
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import pluggy
 
 from backdoorkit.errors import (
     BrokenPluginError,
-    ConfigError,
     ContractError,
     InputError,
-    Issue,
     UnknownNameError,
     nearest,
 )
@@ -28,16 +25,22 @@ from backdoorkit.hooks import hookspecs
 from backdoorkit.hooks._creating import create_method
 from backdoorkit.hooks._loading import (
     Method,
+    Offer,
     PluginRecord,
     PluginState,
+    Published,
     add_plugin,
     load_plugin,
     one_line,
+    with_offers,
 )
 from backdoorkit.hooks._metadata import Entry, installed_entries, installed_version
 from backdoorkit.hooks.hookspecs import PROJECT, hookimpl
 from backdoorkit.hooks.info import Kind
-from backdoorkit.hooks.options import structure
+from backdoorkit.hooks.presets import resolve_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
 
 __all__ = [
     "ALLOW_VARIABLE",
@@ -46,6 +49,7 @@ __all__ = [
     "Method",
     "PluginRecord",
     "PluginState",
+    "Published",
     "Registry",
     "load_registry",
     "resolve_config",
@@ -86,6 +90,7 @@ class Registry:
         self._manager = _new_manager() if manager is None else manager
         self._plugins: list[PluginRecord] = []
         self._methods: dict[tuple[Kind, str], Method] = {}
+        self._published: dict[str, Published] = {}
 
     # -- what there is -----------------------------------------------------------------------------
 
@@ -126,6 +131,20 @@ class Registry:
         self._refuse_unusable(bare, kind)
         raise self._unknown(bare, kind)
 
+    def published_tables(self) -> tuple[Published, ...]:
+        """All tables of published figures, sorted by name."""
+        return tuple(self._published[name] for name in sorted(self._published))
+
+    def find_published(self, name: str) -> Published:
+        """The table of published figures called ``name``.
+
+        Raises :class:`UnknownNameError` with the nearest name, where there is none.
+        """
+        if name not in self._published:
+            what = "table of published figures"
+            raise UnknownNameError(what, name, self._published, "; is its plugin installed?")
+        return self._published[name]
+
     def create(self, method: Method, config: Any) -> Any:
         """The method object: an instance of ``backdoorkit.contracts``' class for its kind.
 
@@ -147,14 +166,14 @@ class Registry:
         name = name or getattr(plugin, "__name__", None) or type(plugin).__name__
         record = PluginRecord(name=name, module="", distribution="", version="")
         try:
-            methods = add_plugin(self._manager, plugin, record)
+            offers = add_plugin(self._manager, plugin, record)
         except Exception as error:
             raise ContractError(f"plugin {name!r} cannot be used: {one_line(error)}") from error
-        if clashes := self._clashes(methods):
+        if clashes := self._clashes(offers):
             self._manager.unregister(name=name)
             raise ContractError(f"plugin {name!r} cannot be used: {clashes}")
-        record = attrs.evolve(record, methods=tuple(sorted(m.qualified_name for m in methods)))
-        self._accept(record, methods)
+        record = with_offers(record, offers)
+        self._accept(record, offers)
         return record
 
     def unregister(self, name: str) -> None:
@@ -162,6 +181,7 @@ class Registry:
         self._manager.unregister(name=name)
         self._plugins = [record for record in self._plugins if record.name != name]
         self._methods = {k: m for k, m in self._methods.items() if m.plugin != name}
+        self._published = {k: t for k, t in self._published.items() if t.plugin != name}
 
     # -- lifecycle ---------------------------------------------------------------------------------
 
@@ -208,20 +228,32 @@ class Registry:
                     exc_info=logger.isEnabledFor(logging.DEBUG),
                 )
 
-    def _accept(self, record: PluginRecord, methods: Iterable[Method]) -> None:
+    def _accept(self, record: PluginRecord, offers: Iterable[Offer]) -> None:
         self._plugins.append(record)
-        for method in methods:
-            self._methods[method.kind, method.name] = method
+        for offer in offers:
+            if isinstance(offer, Method):
+                self._methods[offer.kind, offer.name] = offer
+            else:
+                self._published[offer.name] = offer
 
-    def _clashes(self, methods: Iterable[Method]) -> str:
-        taken = [m for m in methods if (m.kind, m.name) in self._methods]
+    def _clashes(self, offers: Iterable[Offer]) -> str:
+        taken = {
+            offer.qualified_name: first.plugin
+            for offer in offers
+            if (first := self._offered(offer)) is not None
+        }
         return "; ".join(
-            f"{m.qualified_name} is offered by plugin {self._methods[m.kind, m.name].plugin!r} too"
-            for m in sorted(taken, key=lambda m: m.qualified_name)
+            f"{name} is offered by plugin {plugin!r} too" for name, plugin in sorted(taken.items())
         )
 
+    def _offered(self, offer: Offer) -> Offer | None:
+        """What bears the name of ``offer`` already."""
+        if isinstance(offer, Method):
+            return self._methods.get((offer.kind, offer.name))
+        return self._published.get(offer.name)
+
     def _load(self, entries: Iterable[Entry], refused: Callable[[str], str]) -> None:
-        loaded: list[tuple[PluginRecord, tuple[Method, ...]]] = []
+        loaded: list[tuple[PluginRecord, tuple[Offer, ...]]] = []
         names: dict[str, Entry] = {}
         for entry in entries:
             if reason := refused(entry.name):
@@ -237,12 +269,12 @@ class Registry:
                 names[entry.name] = entry
                 loaded.append(load_plugin(self._manager, entry))
         # The plugin named like its method keeps the name, whatever else was found before it.
-        for record, methods in sorted(loaded, key=_claim):
-            if clashes := self._clashes(methods):
+        for record, offers in sorted(loaded, key=_claim):
+            if clashes := self._clashes(offers):
                 self._manager.unregister(name=record.name)
                 self._accept(attrs.evolve(record, state=PluginState.CONFLICT, error=clashes), ())
             else:
-                self._accept(record, methods)
+                self._accept(record, offers)
 
     def _set_aside(self, entry: Entry, state: PluginState, error: str) -> None:
         self._plugins.append(PluginRecord(**attrs.asdict(entry), state=state, error=error))
@@ -314,44 +346,6 @@ def load_registry(
     return registry
 
 
-def resolve_config(method: Method, values: Mapping[str, Any], path: str = "") -> Any:
-    """The configuration of ``method`` from plain values, strictly.
-
-    The key ``preset`` names a set of values that the method ships; what else is given comes over
-    it.
-
-    Raises
-    ------
-    ConfigError
-        with every fault, each with its path below ``path``.
-
-    """
-    if "preset" not in values:
-        return structure(method.info.config, values, path)
-    given = dict(values)
-    preset = given.pop("preset")
-    presets = method.info.presets
-    if isinstance(preset, str) and preset in presets:
-        return structure(method.info.config, _merge(presets[preset], given), path)
-    fault = f"{method.name} has no presets"
-    if presets:
-        fault = str(UnknownNameError(f"preset of {method.name}", str(preset), presets))
-    issues = [Issue(f"{path}.preset" if path else "preset", fault)]
-    try:
-        structure(method.info.config, given, path)
-    except ConfigError as error:
-        issues += error.issues
-    raise ConfigError(issues)
-
-
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
 def _new_manager() -> pluggy.PluginManager:
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)
@@ -369,9 +363,9 @@ def _precedence(entry: Entry) -> tuple[bool | str, ...]:
     return (entry.name, entry.distribution != own, entry.distribution, entry.version, entry.module)
 
 
-def _claim(loaded: tuple[PluginRecord, tuple[Method, ...]]) -> tuple[bool, str]:
-    record, methods = loaded
-    return (record.name not in {method.name for method in methods}, record.name)
+def _claim(loaded: tuple[PluginRecord, tuple[Offer, ...]]) -> tuple[bool, str]:
+    record, offers = loaded
+    return (record.name not in {offer.name for offer in offers}, record.name)
 
 
 def _split(name: str, kind: Kind | None) -> tuple[str, Kind | None]:

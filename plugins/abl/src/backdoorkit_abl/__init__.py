@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
 
-from backdoorkit import MethodInfo, Need, Stage, TrainOptions, hookimpl, option
+from backdoorkit import MethodInfo, Need, PublishedTable, Stage, TrainOptions, hookimpl, option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,6 +19,7 @@ __all__ = [
     "backdoorkit_analyses",
     "backdoorkit_defenses",
     "backdoorkit_metrics",
+    "backdoorkit_published_tables",
 ]
 
 _REFERENCE: Final = (
@@ -200,6 +201,16 @@ _COMMON: Final[dict[str, Any]] = {
 }
 
 
+_PUBLISHED: Final = (
+    "abl-cifar10",
+    "abl-gtsrb",
+    "abl-imagenet-subset",
+    "abl-turning-epoch",
+    "abl-stress",
+    "abl-unlearning-methods",
+)
+
+
 @hookimpl
 def backdoorkit_defenses() -> Iterable[MethodInfo]:
     """The defense ABL."""
@@ -284,3 +295,10 @@ def backdoorkit_analyses() -> Iterable[MethodInfo]:
         needs={Need.TRAINING_DATA, Need.TRAINING_CONTROL, Need.POISON_RECORD},
         presets={"lga": {"isolation_loss": "lga"}},
     )
+
+
+@hookimpl
+def backdoorkit_published_tables() -> Iterable[PublishedTable]:
+    """The tables of the paper's talk."""
+    for name in _PUBLISHED:
+        yield PublishedTable(name=name, resource=f"backdoorkit_abl:{name}.toml")

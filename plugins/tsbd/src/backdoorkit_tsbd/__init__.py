@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 
-from backdoorkit import MethodInfo, Need, Selection, Stage, TrainOptions, hookimpl, option
+from backdoorkit import (
+    MethodInfo,
+    Need,
+    PublishedTable,
+    Selection,
+    Stage,
+    TrainOptions,
+    hookimpl,
+    option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,6 +27,7 @@ __all__ = [
     "UnlearningCorrelationConfig",
     "backdoorkit_analyses",
     "backdoorkit_defenses",
+    "backdoorkit_published_tables",
 ]
 
 _REFERENCE = (
@@ -279,3 +289,9 @@ def backdoorkit_analyses() -> Iterable[MethodInfo]:
         },
         presets={"backdoorbench": {"norm": "l1", "after_norm": False}},
     )
+
+
+@hookimpl
+def backdoorkit_published_tables() -> Iterable[PublishedTable]:
+    """Table 1 of the paper."""
+    yield PublishedTable(name="tsbd-table1", resource="backdoorkit_tsbd:tsbd-table1.toml")
