@@ -20,6 +20,7 @@ from backdoorkit.contracts import (
     AnalysisResult,
     Architecture,
     Attack,
+    CarryOut,
     Dataset,
     Defense,
     DefenseResult,
@@ -49,8 +50,8 @@ from backdoorkit.detection import DetectionScores
 from backdoorkit.errors import ContractError, InputError, StructureError
 from backdoorkit.evaluation import Evaluation, Predictions
 from backdoorkit.figures import new_figure
-from backdoorkit.masking import MaskedModel, by_layer, masked, masked_layers, prune_by_masks
 from backdoorkit.hooks.published import PublishedFigures, PublishedTable, read_published
+from backdoorkit.masking import MaskedModel, by_layer, masked, masked_layers, prune_by_masks
 from backdoorkit.models.structure import (
     ConvNormPair,
     PrunableLayer,
@@ -73,6 +74,7 @@ __all__ = [
     "AttackHooks",
     "Augmentation",
     "Batch",
+    "CarryOut",
     "Context",
     "ContractError",
     "ConvNormPair",
@@ -98,10 +100,10 @@ __all__ = [
     "PoisonedSet",
     "Predictions",
     "PrunableLayer",
-    "SampleKind",
-    "SecondGradient",
     "PublishedFigures",
     "PublishedTable",
+    "SampleKind",
+    "SecondGradient",
     "Structure",
     "StructureError",
     "TrainingHooks",
@@ -125,9 +127,9 @@ __all__ = [
     "predictions_without",
     "prune_by_masks",
     "quantize",
+    "read_published",
     "refuse_other_head",
     "require_image_shape",
-    "read_published",
     "require_linear_head",
     "split_reserve",
     "train_surrogate",

@@ -22,6 +22,7 @@ __all__ = [
     "DamagedArtifactError",
     "InputError",
     "Issue",
+    "LostWorkerError",
     "NeedNotDeclaredError",
     "OracleNotPermittedError",
     "RunFailedError",
@@ -107,6 +108,10 @@ class OracleNotPermittedError(InputError):
 
 class DamagedArtifactError(BackdoorkitError):
     """A stored artifact does not match its checksum."""
+
+
+class LostWorkerError(BackdoorkitError):
+    """The process that made a step has ended in the middle of it, again and again."""
 
 
 class RunFailedError(BackdoorkitError):

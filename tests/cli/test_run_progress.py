@@ -70,8 +70,8 @@ def test_a_long_step_speaks_every_ten_seconds(clock, capsys):
     progress.finish(epochs)
     progress.advance(epochs)
     assert capsys.readouterr().err.splitlines() == [
-        "[1/2] training: 10 of 30",
-        "[1/2] training: 20 of 30",
+        "[1/2] training: 10 of 30, 0:20 left",
+        "[1/2] training: 20 of 30, 0:10 left",
         "[1/2] training: 30 of 30",
     ]
 

@@ -17,6 +17,7 @@ from backdoorkit.cli._context import get_registry
 from backdoorkit.cli._overrides import parse_assignment, set_value
 from backdoorkit.cli._steps import StepGroup, joined
 from backdoorkit.errors import InputError, RunFailedError
+from backdoorkit.pipeline.catalog import IN_PROCESS
 from backdoorkit.pipeline.recipe import (
     DEFAULT_DATA,
     DEFAULT_MODEL,
@@ -78,7 +79,19 @@ _DEFAULT_STORE: Final = "backdoorkit-runs"
 @click.option(
     "--threads", type=click.IntRange(min=1), help="Processor threads.  [default one per core]"
 )
-@click.option("--executor", metavar="NAME", help="Where steps run.  [default in-process]")
+@click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Steps that run at once, in worker processes of one thread each.  [default 1, in this "
+    "process]",
+)
+@click.option(
+    "--executor",
+    metavar="NAME",
+    help="Where steps run.  [default in-process, or processes where there are several jobs]",
+)
+@click.option("--address", metavar="ADDRESS", help="Short for --set executor.address=ADDRESS.")
 @click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.  [default auto]")
 @click.option(
     "--oracle",
@@ -212,14 +225,16 @@ def _recipe(registry: Registry, steps: Sequence[ChainStep], options: Mapping[str
         "seeds": list(options["seed"]) or None,
         "device": options["device"],
         "threads": options["threads"],
-        "executor": options["executor"],
+        "jobs": options["jobs"],
         "oracle": options["oracle"],
     }
     for path, value in shorthands.items():
         if value is not None:
             set_value(values, path, value)
-    for assignment in options["assignments"]:
-        set_value(values, *parse_assignment(assignment))
+    assignments = [parse_assignment(assignment) for assignment in options["assignments"]]
+    _choose_executor(values, options, assignments)
+    for path, value in assignments:
+        set_value(values, path, value)
     for step in joined(steps):
         _append(values, step)
     # Tables that only the command line has made keep the default name.
@@ -229,6 +244,24 @@ def _recipe(registry: Registry, steps: Sequence[ChainStep], options: Mapping[str
         if room not in from_file and isinstance(values.get(room), dict):
             values[room].setdefault("name", name)
     return Recipe.from_mapping(values, registry, None if file is None else file.parent)
+
+
+def _choose_executor(
+    values: dict[str, Any], options: Mapping[str, Any], assignments: list[tuple[str, Any]]
+) -> None:
+    """An executor is a name or a table; what the command line says of it goes into either."""
+    named, given = options["executor"], values.get("executor")
+    before = given.get("name") if isinstance(given, dict) else given
+    if named is not None and named != before:
+        values["executor"] = named
+    elif before == IN_PROCESS and (options["jobs"] or 1) > 1:
+        del values["executor"]  # the file's; several jobs have a default of their own
+    if options["address"] is not None:
+        assignments.append(("executor.address", options["address"]))
+    if isinstance(values.get("executor"), str) and any(
+        path.startswith("executor.") for path, _ in assignments
+    ):
+        values["executor"] = {"name": values["executor"]}
 
 
 def _append(values: dict[str, Any], step: ChainStep) -> None:

@@ -8,10 +8,10 @@ from backdoorkit.contracts import Executor
 from backdoorkit.pipeline.catalog import InProcessOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from backdoorkit.contracts import CarryOut
     from backdoorkit.pipeline.plan import Step
-    from backdoorkit.pipeline.runner import StepResult
 
 __all__ = ["InProcess"]
 
@@ -19,6 +19,6 @@ __all__ = ["InProcess"]
 class InProcess(Executor[InProcessOptions]):
     """One step after the other, in the order of the plan."""
 
-    def execute(self, steps: Sequence[Step], carry_out: Callable[[Step], StepResult]) -> None:
+    def execute(self, steps: Sequence[Step], carry_out: CarryOut) -> None:
         for step in steps:
             carry_out(step)

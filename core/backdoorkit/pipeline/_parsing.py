@@ -15,6 +15,7 @@ from backdoorkit.hooks.info import Kind
 from backdoorkit.hooks.options import option_specs, structure
 from backdoorkit.hooks.registry import resolve_config
 from backdoorkit.hooks.shared_options import TrainOptions
+from backdoorkit.pipeline.catalog import IN_PROCESS, PROCESSES
 from backdoorkit.pipeline.portable import open_victim
 from backdoorkit.pipeline.recipe import (
     COMPOSED,
@@ -71,6 +72,7 @@ class Parser:
                 return None
             mapping = {**mapping, **self._of_victim(victim, mapping)}
         options = self._run_options({key: mapping[key] for key in keys if key in mapping})
+        executor = self._executor(mapping, options)
         data = self._tables(mapping, "data", self._data, {"name": DEFAULT_DATA})
         models = self._tables(mapping, "model", self._model, {"name": DEFAULT_MODEL})
         train = self._tables(mapping, "train", self._train, {})
@@ -83,7 +85,7 @@ class Parser:
             self._fault(
                 "", "nothing to do: name at least one attack, defense, detector or analysis"
             )
-        if self.issues or options is None:
+        if self.issues or options is None or executor is None:
             return None
         return Recipe(
             name=options.name,
@@ -99,7 +101,8 @@ class Parser:
             victim=victim,
             device=options.device,
             threads=options.threads,
-            executor=options.executor,
+            jobs=options.jobs,
+            executor=executor,
             oracle=options.oracle,
         )
 
@@ -183,7 +186,10 @@ class Parser:
     # -- one table of each sort --------------------------------------------------------------------
 
     def _run_options(self, values: dict[str, Any]) -> RunOptions | None:
-        options = self._structured(RunOptions, values, "")
+        # Its table is read by itself.
+        options = self._structured(
+            RunOptions, {key: value for key, value in values.items() if key != "executor"}, ""
+        )
         if options is None:
             return None
         if not _NAME.fullmatch(options.name):
@@ -192,10 +198,6 @@ class Parser:
                 "must be letters, digits, '.', '_' and '-', beginning with a letter or digit, "
                 f"not {options.name!r}",
             )
-        try:
-            self._registry.find(options.executor, Kind.EXECUTOR)
-        except InputError as error:
-            self._fault("executor", str(error))
         if not _DEVICE.fullmatch(options.device):
             self._fault("device", f"must be auto, cpu, cuda or cuda:N, not {options.device!r}")
         if not options.seeds:
@@ -203,6 +205,22 @@ class Parser:
         if len(set(options.seeds)) < len(options.seeds):
             self._fault("seeds", f"must differ from each other, not {list(options.seeds)}")
         return options
+
+    def _executor(
+        self, mapping: Mapping[str, Any], options: RunOptions | None
+    ) -> MethodChoice | None:
+        """Where steps run: a name, or a table with options; what suits ``jobs`` by default."""
+        jobs = 1 if options is None or options.jobs is None else options.jobs
+        value = mapping.get("executor", IN_PROCESS if jobs == 1 else PROCESSES)
+        table = dict(value) if isinstance(value, Mapping) else {"name": value}
+        choice = self._choice(table, "executor", Kind.EXECUTOR, MethodChoice)
+        if choice is not None and choice.name == IN_PROCESS and jobs > 1:
+            self._fault(
+                "executor",
+                f"{IN_PROCESS!r} carries out one step at a time, and jobs is {jobs}; leave "
+                "executor out, or jobs",
+            )
+        return choice
 
     def _train(self, table: dict[str, Any], path: str) -> TrainOptions | None:
         return self._structured(TrainOptions, table, path)

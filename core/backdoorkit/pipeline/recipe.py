@@ -207,7 +207,17 @@ class RunOptions:
         help="Processor threads of tensor operations. Default: one per core. One is the better "
         "choice for small networks, and where other programs use the cores.",
     )
-    executor: str = option(IN_PROCESS, help="Where steps run: the name of an executor.")
+    jobs: int | None = option(
+        None,
+        ge=1,
+        help="Steps that run at once, each in a worker process with one processor thread unless "
+        "threads says otherwise. Default: as suits the executor, one in this process.",
+    )
+    executor: str = option(
+        IN_PROCESS,
+        help="Where steps run: the name of an executor, or a table of its name and options. "
+        "Default: in-process, or processes where jobs is above 1.",
+    )
     oracle: bool = option(
         False,
         help="Permit methods to choose levels on test attack success; tables then say so.",
@@ -228,11 +238,12 @@ class Recipe:
     detectors: tuple[MethodChoice, ...] = ()
     analyses: tuple[MethodChoice, ...] = ()
     metrics: tuple[MethodChoice, ...] = ()
+    executor: MethodChoice
     #: take this victim instead of making one; the tables above then follow from it
     victim: VictimFolder | None = None
     device: str = "auto"
     threads: int | None = None
-    executor: str = IN_PROCESS
+    jobs: int | None = None
     oracle: bool = False
 
     @classmethod
@@ -280,7 +291,7 @@ class Recipe:
             "name": self.name,
             "seeds": list(self.seeds),
             "device": self.device,
-            "executor": self.executor,
+            "executor": _name_or_table(self.executor),
             "oracle": self.oracle,
             "data": _one_or_many([choice.to_mapping() for choice in self.data]),
             "model": _one_or_many([choice.to_mapping() for choice in self.models]),
@@ -288,6 +299,8 @@ class Recipe:
         }
         if self.threads is not None:
             values["threads"] = self.threads
+        if self.jobs is not None:
+            values["jobs"] = self.jobs
         if self.victim is not None:
             values["victim"] = str(self.victim.path)
             for key in ("seeds", "model", "train"):
@@ -332,6 +345,11 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
         "name", re.sub(r"[^\w.-]+", "-", path.stem, flags=re.ASCII).strip("-.") or "run"
     )
     return values
+
+
+def _name_or_table(choice: MethodChoice) -> Any:
+    mapping = choice.to_mapping()
+    return mapping if len(mapping) > 1 else choice.name
 
 
 def _one_or_many(tables: list[dict[str, Any]]) -> Any:

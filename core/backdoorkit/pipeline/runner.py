@@ -6,34 +6,40 @@ not made again, so that a run which was interrupted goes on where it was when it
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import hashlib
 import logging
+import threading
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 
 from backdoorkit.errors import BackdoorkitError, InputError
-from backdoorkit.hooks.info import Kind
+from backdoorkit.pipeline._toml import to_toml
+from backdoorkit.pipeline.catalog import IN_PROCESS
 from backdoorkit.pipeline.collect import collect
+from backdoorkit.pipeline.devices import chosen_device
+from backdoorkit.pipeline.fingerprints import plan_of
 from backdoorkit.pipeline.keys import content_key
-from backdoorkit.pipeline.plan import Plan, Step, StepKind, make_plan
+from backdoorkit.pipeline.orders import work_order
+from backdoorkit.pipeline.plan import Plan, Step, StepKind
 from backdoorkit.pipeline.preflight import check_methods, check_weights
 from backdoorkit.pipeline.rating import rate
 from backdoorkit.pipeline.record import write_run
 from backdoorkit.pipeline.steps import make
+from backdoorkit.pipeline.worker import RemoteError, raise_failure
 from backdoorkit.pipeline.workshop import Workshop
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from backdoorkit.context import Progress
-    from backdoorkit.contracts import Executor
+    from backdoorkit.contracts import Elsewhere, Executor
     from backdoorkit.hooks.registry import Registry
-    from backdoorkit.pipeline.recipe import DataChoice, Recipe
+    from backdoorkit.pipeline.recipe import Recipe
     from backdoorkit.pipeline.results import Table
     from backdoorkit.pipeline.store import Artifact, Store
 
@@ -96,11 +102,7 @@ def run_recipe(
     workshop = Workshop(
         registry=registry, store=store, device=device, oracle=recipe.oracle, progress=progress
     )
-    plan = make_plan(
-        recipe,
-        data_fingerprint=lambda choice: _fingerprint(registry, choice),
-        file_fingerprint=_file_digest,
-    )
+    plan = plan_of(recipe, registry)
     run = Run(
         recipe=recipe,
         plan=plan,
@@ -113,7 +115,6 @@ def run_recipe(
     registry.run_begin(run)
     failure: BaseException | None = None
     try:
-        _prepare(run, workshop)
         _execute(run, workshop)
         table = collect(run, rate(run, workshop))
         report = write_run(run, table, started=started)
@@ -147,52 +148,98 @@ def _victims(run: Run) -> dict[str, Artifact]:
     }
 
 
-def _prepare(run: Run, workshop: Workshop) -> None:
-    """Split the data, then refuse what cannot work, before anything is trained.
-
-    A data set that cannot be read ends the run: no cell could be filled.
-    """
-    for step in run.plan.of_kind(StepKind.DATA):
-        run.results[step.key] = _carry_out(run, workshop, step, raising=True)
-    check_weights(run.plan, workshop)
-    check_methods(run.plan, workshop)
-    for step in run.plan.of_kind(StepKind.POISON):
-        run.results[step.key] = _carry_out(run, workshop, step, raising=True)
-
-
 def _execute(run: Run, workshop: Workshop) -> None:
-    registry = workshop.registry
-    method = registry.find(run.recipe.executor, Kind.EXECUTOR)
-    executor: Executor[Any] = registry.create(method, method.info.config())
+    """Split the data, refuse what cannot work, poison, and then all the rest.
 
-    def carry_out(step: Step) -> StepResult:
-        run.results[step.key] = _carry_out(run, workshop, step)
-        return run.results[step.key]
-
-    executor.execute([step for step in run.plan.steps if step.key not in run.results], carry_out)
-
-
-def _carry_out(run: Run, workshop: Workshop, step: Step, *, raising: bool = False) -> StepResult:
-    found = workshop.store.get(step.kind.value, step.key)
-    if found is None:
-        for needed in step.inputs.values():
-            error = run.results[needed.key].error
-            if error is not None:
-                return StepResult(step=step, artifact=None, error=error)
-
-    def carry_out(run: Run, step: Step) -> StepResult:
-        del run
-        if found is not None:
-            return StepResult(step=step, artifact=found, reused=True)
-        return StepResult(step=step, artifact=make(workshop, step))
-
+    Data sets that cannot be read, and attacks that cannot be made, end the run before anything is
+    trained.
+    """
+    chosen = run.recipe.executor
+    executor: Executor[Any] = workshop.registry.create(chosen.method, chosen.config)
+    carry_out = _CarryOut(run, workshop)
     try:
-        result: StepResult = workshop.registry.step(run, step, carry_out)
-    except Exception as error:
-        if raising and isinstance(error, InputError):
-            raise
-        return StepResult(step=step, artifact=None, error=_explain(run, step, error))
-    return result
+        executor.open(work_order(run.recipe, workshop.registry, workshop.store))
+        with carry_out.refusing():
+            for step in run.plan.of_kind(StepKind.DATA):
+                carry_out(step)
+        check_weights(run.plan, workshop)
+        check_methods(run.plan, workshop)
+        with carry_out.refusing():
+            executor.execute(run.plan.of_kind(StepKind.POISON), carry_out)
+        executor.execute([s for s in run.plan.steps if s.key not in run.results], carry_out)
+    finally:
+        executor.close()
+    # Steps may have ended in any order.
+    run.results = {step.key: run.results[step.key] for step in run.plan.steps}
+
+
+class _CarryOut:
+    """What an executor calls for every step; see :class:`backdoorkit.contracts.CarryOut`."""
+
+    def __init__(self, run: Run, workshop: Workshop) -> None:
+        self._run = run
+        self._workshop = workshop
+        #: held while hooks run, so that no two of them run at the same time
+        self._hooks = threading.Lock()
+        self._refusing = False
+        self._refusal: InputError | None = None
+
+    @contextlib.contextmanager
+    def refusing(self) -> Iterator[None]:
+        """What a step refuses ends the run, where it otherwise fails the step alone."""
+        self._refusing = True
+        yield
+        self._refusing = False
+        if self._refusal is not None:
+            raise self._refusal
+
+    def __call__(self, step: Step, elsewhere: Elsewhere | None = None) -> StepResult:
+        result = self._result(step, elsewhere)
+        self._run.results[step.key] = result
+        return result
+
+    def _result(self, step: Step, elsewhere: Elsewhere | None) -> StepResult:
+        found = self._workshop.store.get(step.kind.value, step.key)
+        if found is None and (error := self._obstacle(step)) is not None:
+            return StepResult(step=step, artifact=None, error=error)
+
+        def carry_out(run: Run, step: Step) -> StepResult:
+            del run
+            if found is not None:
+                return StepResult(step=step, artifact=found, reused=True)
+            if elsewhere is None:
+                return StepResult(step=step, artifact=make(self._workshop, step))
+            with _released(self._hooks):
+                raise_failure(elsewhere(self._workshop.progress))
+                return StepResult(step=step, artifact=self._workshop.artifact(step))
+
+        try:
+            with self._hooks:
+                result: StepResult = self._workshop.registry.step(self._run, step, carry_out)
+        except Exception as error:
+            if self._refusing and isinstance(error, InputError):
+                self._refusal = self._refusal or error
+            return StepResult(step=step, artifact=None, error=_explain(self._run, step, error))
+        return result
+
+    def _obstacle(self, step: Step) -> str | None:
+        """Why there is no sense in making the step."""
+        if self._refusal is not None:
+            return "not tried: the run was refused"
+        results = self._run.results
+        return next(
+            (e for needed in step.inputs.values() if (e := results[needed.key].error)), None
+        )
+
+
+@contextlib.contextmanager
+def _released(lock: threading.Lock) -> Iterator[None]:
+    """For a block that may take long inside one that holds the lock."""
+    lock.release()
+    try:
+        yield
+    finally:
+        lock.acquire()
 
 
 def _explain(run: Run, step: Step, error: Exception) -> str:
@@ -200,42 +247,19 @@ def _explain(run: Run, step: Step, error: Exception) -> str:
     folder = run.directory / "errors"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{step.kind.value}-{step.key[:16]}.txt"
-    path.write_text("".join(traceback.format_exception(error)))
+    details = error.details if isinstance(error, RemoteError) else ""
+    path.write_text(details or "".join(traceback.format_exception(error)))
     message = str(error) if isinstance(error, BackdoorkitError) else repr(error)
     line = " ".join(message.split())
     log.warning("failed: %s: %s (details in %s)", step.label, line, path)
     return line
 
 
-def chosen_device(choice: str) -> torch.device:
-    """The device that a recipe's words mean; raises InputError where there is none such."""
-    if choice == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(choice)
-    except RuntimeError:
-        raise InputError(f"device must be auto, cpu or cuda (cuda:1...), not {choice!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda was asked for, and there is none; use auto or cpu")
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device must be auto, cpu or cuda (cuda:1...), not {choice!r}")
-    return device
-
-
 def _directory(recipe: Recipe, store: Store) -> Path:
-    """The same recipe always writes to the same folder, so that a second run replaces the first."""
-    return store.root / "runs" / f"{recipe.name}-{content_key(recipe=recipe.to_toml())[:8]}"
+    """The same recipe always writes to the same folder, so that a second run replaces the first.
 
-
-def _fingerprint(registry: Registry, choice: DataChoice) -> str:
-    dataset = registry.create(choice.method, choice.config)
-    fingerprint: str = dataset.fingerprint()
-    return fingerprint
-
-
-def _file_digest(path: Any) -> str:
-    try:
-        with Path(path).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"weights {path} cannot be read: {error.strerror}") from None
+    Where and side by side with what its steps run makes no difference.
+    """
+    mapping = {key: value for key, value in recipe.to_mapping().items() if key != "jobs"}
+    text = to_toml({**mapping, "executor": IN_PROCESS})
+    return store.root / "runs" / f"{recipe.name}-{content_key(recipe=text)[:8]}"

@@ -1,0 +1,47 @@
+"""The plan of a recipe, with what identifies the data and the files it names."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backdoorkit.errors import InputError
+from backdoorkit.pipeline.plan import make_plan
+
+if TYPE_CHECKING:
+    from backdoorkit.hooks.registry import Registry
+    from backdoorkit.pipeline.plan import Plan
+    from backdoorkit.pipeline.recipe import DataChoice, Recipe
+
+__all__ = ["plan_of"]
+
+
+def plan_of(recipe: Recipe, registry: Registry) -> Plan:
+    """All steps of a recipe; equal on every machine that has the same data, files and plugins.
+
+    Raises
+    ------
+    InputError
+        where the recipe names data or files that cannot be read.
+
+    """
+    return make_plan(
+        recipe,
+        data_fingerprint=lambda choice: _fingerprint(registry, choice),
+        file_fingerprint=_file_digest,
+    )
+
+
+def _fingerprint(registry: Registry, choice: DataChoice) -> str:
+    dataset = registry.create(choice.method, choice.config)
+    fingerprint: str = dataset.fingerprint()
+    return fingerprint
+
+
+def _file_digest(path: Any) -> str:
+    try:
+        with Path(path).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"weights {path} cannot be read: {error.strerror}") from None
