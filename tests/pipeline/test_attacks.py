@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from backdoorkit.errors import ConfigError, InputError
 from backdoorkit.hooks.registry import Registry
+from backdoorkit.pipeline.grids import footnotes
 from backdoorkit.pipeline.plan import Plan, StepKind, make_plan
 from backdoorkit.pipeline.recipe import Recipe
 
@@ -229,7 +230,7 @@ def test_only_chosen_test_images_count(recipe, run, store) -> None:
     result = run(recipe(attacks=[{"name": "chosen"}]))
     assert not result.failed
     assert facts(made(store, StepKind.POISON))["test_data"] is True
-    assert "chosen: the attacker chose among the test images." in result.table.footnotes()
+    assert "chosen: the attacker chose among the test images." in footnotes(result.table)
     assert "known to the attacker, who chose among them" in result.report.read_text()
     (predictions,) = (store.root / "artifacts" / "predictions").iterdir()
     targets = load_file(predictions / "predictions.safetensors")["triggered.targets"]

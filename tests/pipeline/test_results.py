@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from backdoorkit.pipeline.costs import costs_grid
+from backdoorkit.pipeline.grids import main_grid, percent
 from backdoorkit.pipeline.results import (
     NO_DEFENSE,
     AttackCost,
@@ -14,7 +16,6 @@ from backdoorkit.pipeline.results import (
     Detection,
     Row,
     Table,
-    percent,
 )
 
 
@@ -51,7 +52,7 @@ def test_undefined_values_are_left_out_of_the_mean() -> None:
 
 def test_what_is_equal_in_all_rows_is_not_a_column() -> None:
     table = Table(columns=("ACC",), rows=(row(cell(0, ACC=0.9)),))
-    header, body = table.grid()
+    header, body = main_grid(table)
     assert header == ["attack", "defense", "ACC %", "seeds", "seconds"]
     assert body == [["badnets", NO_DEFENSE, "90.00", "1", "2.0"]]
 
@@ -113,7 +114,7 @@ def cost(attack: str, seed: int = 0, **seconds: float) -> AttackCost:
 
 def test_attacks_cost_their_mean_over_seeds() -> None:
     costs = (cost("a", 0, assets=1.0, training=2.0), cost("a", 2, assets=3.0), cost("b"))
-    header, body = Table(columns=(), rows=(), attacks=costs).attacks_grid()
+    header, body = costs_grid(costs)
     assert header == ["attack", "assets s", "poisoning s", "training s", "samples seen"]
     assert body == [["a", "2.0", "0.0", "1.0", "101"], ["b", "0.0", "0.0", "0.0", "100"]]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import backdoorkit
 from backdoorkit.handed._pictures import trigger_pictures
-from backdoorkit.pipeline.results import percent
+from backdoorkit.pipeline.grids import percent
 from backdoorkit.report.pictures import png_file
 
 if TYPE_CHECKING:

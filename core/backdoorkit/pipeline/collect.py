@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from backdoorkit.pipeline.origins import origin_of
 from backdoorkit.pipeline.results import (
     NO_DEFENSE,
     AttackCost,
@@ -16,18 +17,39 @@ from backdoorkit.pipeline.results import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from backdoorkit.pipeline.plan import Entry
-    from backdoorkit.pipeline.results import Rating
-    from backdoorkit.pipeline.runner import Run
+    from backdoorkit.pipeline.plan import Entry, Plan
+    from backdoorkit.pipeline.results import Origin, Rating
+    from backdoorkit.pipeline.store import Artifact
 
-__all__ = ["collect"]
+__all__ = ["Outcome", "Outcomes", "collect"]
 
 
-def collect(run: Run, ratings: Sequence[Rating] = ()) -> Table:
+class Outcome(Protocol):
+    """How a step ended."""
+
+    @property
+    def artifact(self) -> Artifact | None: ...
+
+    @property
+    def error(self) -> str | None: ...
+
+
+class Outcomes(Protocol):
+    """A run, as far as its table goes: what was planned, and how each step ended, by its key."""
+
+    @property
+    def plan(self) -> Plan: ...
+
+    @property
+    def results(self) -> Mapping[str, Outcome]: ...
+
+
+def collect(run: Outcomes, ratings: Sequence[Rating] = ()) -> Table:
     """The table of a run whose steps have all been tried; ``ratings`` are of its detectors."""
     rows: dict[tuple[str, ...], list[Cell]] = {}
+    origins: dict[tuple[str, ...], Origin] = {}
     detections, findings, attacks = [], [], []
     columns: dict[str, None] = {}
     for entry in run.plan.entries:
@@ -43,11 +65,17 @@ def collect(run: Run, ratings: Sequence[Rating] = ()) -> Table:
         columns.update(dict.fromkeys(cell.metrics))
         names = (entry.data, entry.model, entry.attack, entry.defense)
         rows.setdefault(names, []).append(cell)
+        if names not in origins:
+            origins[names] = entry.origin or origin_of(entry)
     return Table(
         columns=tuple(columns),
         rows=tuple(
-            Row(data=data, model=model, attack=attack, defense=defense, cells=tuple(cells))
-            for (data, model, attack, defense), cells in rows.items()
+            Row(
+                **dict(zip(("data", "model", "attack", "defense"), names, strict=True)),
+                cells=tuple(cells),
+                origin=origins[names],
+            )
+            for names, cells in rows.items()
         ),
         detections=tuple(detections),
         ratings=tuple(ratings),
@@ -56,7 +84,7 @@ def collect(run: Run, ratings: Sequence[Rating] = ()) -> Table:
     )
 
 
-def _cell(run: Run, entry: Entry) -> Cell:
+def _cell(run: Outcomes, entry: Entry) -> Cell:
     assert entry.measure is not None
     measured = run.results[entry.measure.key]
     if measured.artifact is None:
@@ -72,7 +100,7 @@ def _cell(run: Run, entry: Entry) -> Cell:
     )
 
 
-def _attack_cost(run: Run, entry: Entry) -> list[AttackCost]:
+def _attack_cost(run: Outcomes, entry: Entry) -> list[AttackCost]:
     """One cost; none where nobody attacked, and where the victim was made elsewhere or failed."""
     poison = entry.victim.inputs.get("poison")
     if poison is None:
@@ -99,7 +127,7 @@ def _attack_cost(run: Run, entry: Entry) -> list[AttackCost]:
     return [cost]
 
 
-def _detection(run: Run, entry: Entry) -> Detection:
+def _detection(run: Outcomes, entry: Entry) -> Detection:
     assert entry.detect is not None
     result = run.results[entry.detect.key]
     names: dict[str, Any] = {
@@ -119,7 +147,7 @@ def _detection(run: Run, entry: Entry) -> Detection:
     return Detection(**names, **verdict, figures=figures, oracle=oracle)
 
 
-def _finding(run: Run, entry: Entry) -> Finding:
+def _finding(run: Outcomes, entry: Entry) -> Finding:
     names: dict[str, Any] = {
         "data": entry.data,
         "model": entry.model,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from backdoorkit.hooks.shared_options import TrainOptions
     from backdoorkit.pipeline.recipe import DataChoice, ModelChoice, Recipe
+    from backdoorkit.pipeline.results import Origin
 
 __all__ = ["Entry", "Plan", "Step", "StepKind", "make_plan"]
 
@@ -83,6 +84,8 @@ class Entry:
     analyze: Step | None = None
     #: why there is nothing to carry out here; empty otherwise
     skipped: str = ""
+    #: what the names stand for, in a plan that was read from a file; otherwise the steps tell
+    origin: Origin | None = None
 
 
 @attrs.frozen(kw_only=True)

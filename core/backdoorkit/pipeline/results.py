@@ -1,22 +1,17 @@
-"""The table a run ends in: one row per attack and defense, one column per metric.
-
-Shares are printed as percent with two decimals, rounded half up; across seeds as mean ± sample
-standard deviation.
-"""
+"""The table a run ends in: one row per attack and defense, one column per metric."""
 
 from __future__ import annotations
 
-import math
 import statistics
-from decimal import ROUND_HALF_UP, Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 
-from backdoorkit.pipeline.costs import AttackCost, costs_grid
+from backdoorkit.errors import InputError
+from backdoorkit.pipeline.costs import AttackCost
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 __all__ = [
     "ALL_ATTACKS",
@@ -26,16 +21,19 @@ __all__ = [
     "Cost",
     "Detection",
     "Finding",
+    "Named",
+    "Origin",
     "Rating",
     "Row",
     "Table",
-    "percent",
+    "origin_from_json",
 ]
 
 #: Label of the row that rates a detector over all models of a run.
-ALL_ATTACKS = "all"
+ALL_ATTACKS: Final = "all"
 #: Label of the row that shows the model as it was, before any defense.
-NO_DEFENSE = "no defense"
+NO_DEFENSE: Final = "no defense"
+T = TypeVar("T")
 
 
 @attrs.frozen(kw_only=True)
@@ -71,6 +69,28 @@ class Cell:
 
 
 @attrs.frozen(kw_only=True)
+class Named:
+    """A method with its resolved options, as plain values."""
+
+    name: str
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Origin:
+    """What the names of a row stand for."""
+
+    #: the attack's parts; none where nobody attacked
+    attacks: tuple[Named, ...] = ()
+    #: None for the model as it was
+    defense: Named | None = None
+    #: presets of released code that the row follows, where they deviate from the paper's settings
+    presets: tuple[str, ...] = ()
+    #: digest of all settings but the seed: rows of several runs are one row where it is the same
+    setting: str = ""
+
+
+@attrs.frozen(kw_only=True)
 class Row:
     """One combination of data, model, attack and defense over all seeds."""
 
@@ -79,6 +99,9 @@ class Row:
     attack: str
     defense: str
     cells: tuple[Cell, ...]
+    origin: Origin | None = None
+    #: names of the runs that it comes from, where several runs are shown together
+    run: str = ""
 
     def values(self, column: str) -> list[float]:
         return [value for cell in self.cells if (value := cell.value(column)) is not None]
@@ -95,6 +118,11 @@ class Row:
     @property
     def oracle(self) -> bool:
         return any(cell.oracle for cell in self.cells)
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Presets whose settings deviate from the paper's."""
+        return () if self.origin is None else self.origin.presets
 
     @property
     def errors(self) -> tuple[str, ...]:
@@ -198,6 +226,7 @@ class Table:
                     "attack": row.attack,
                     "defense": row.defense,
                     "oracle": row.oracle,
+                    "origin": None if row.origin is None else attrs.asdict(row.origin),
                     "mean": {column: row.mean(column) for column in self.columns},
                     "spread": {column: row.spread(column) for column in self.columns},
                     "seeds": [attrs.asdict(cell) for cell in row.cells],
@@ -210,188 +239,55 @@ class Table:
             "attacks": [attrs.asdict(cost) for cost in self.attacks],
         }
 
-    def to_text(self) -> str:
-        """Aligned plain text: a section for repaired models, one for verdicts, one per analysis,
-        one for what the attacks cost.
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Table:
+        """The table again, from what :meth:`to_json` made of it; unknown keys are left out.
+
+        Raises :class:`InputError` where the values are no table.
         """
-        sections = []
-        if self.rows:
-            sections.append(_align(self._header(), [self._cells(row) for row in self.rows]))
-        if self.detections:
-            sections.append(_align(_DETECTION_HEADER, [_verdict(d) for d in self.detections]))
-        sections += [_align(header, body) for header, body in self.ratings_grids()]
-        sections += [_align(header, body) for header, body in self.findings_grids()]
-        if self.attacks:
-            sections.append(_align(*self.attacks_grid()))
-        if notes := self.footnotes():
-            sections.append("\n".join(notes))
-        return "\n\n".join(sections)
+        try:
+            return cls(
+                columns=tuple(values["columns"]),
+                rows=tuple(map(_row, values["rows"])),
+                detections=_all(Detection, values, "detections"),
+                ratings=_all(Rating, values, "ratings"),
+                findings=_all(Finding, values, "analyses"),
+                attacks=_all(AttackCost, values, "attacks"),
+            )
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"it is no table of a run: {type(error).__name__}: {error}") from None
 
-    def grid(self) -> tuple[list[str], list[list[str]]]:
-        """Header and body of the main section as text, for other renderings."""
-        return self._header(), [self._cells(row) for row in self.rows]
+    def to_text(self) -> str:
+        """Aligned plain text, as :mod:`backdoorkit.pipeline.grids` has it."""
+        from backdoorkit.pipeline.grids import to_text
 
-    def ratings_grids(self) -> list[tuple[list[str], list[list[str]]]]:
-        """Header and body, as text: of what was judged over models, over samples, over inputs."""
-        by_kind: dict[str, list[Rating]] = {}
-        for rating in self.ratings:
-            by_kind.setdefault(rating.of, []).append(rating)
-        return [_ratings_grid(ratings) for ratings in by_kind.values()]
-
-    def findings_grids(self) -> list[tuple[list[str], list[list[str]]]]:
-        """Header and body, as text, of each analysis that was carried out anywhere."""
-        by_analysis: dict[str, list[Finding]] = {}
-        for finding in self.findings:
-            if not finding.skipped:
-                by_analysis.setdefault(finding.analysis, []).append(finding)
-        return [_findings_grid(findings) for findings in by_analysis.values()]
-
-    def attacks_grid(self) -> tuple[list[str], list[list[str]]]:
-        """Header and body, as text, of what each attack cost, on average over its seeds."""
-        return costs_grid(self.attacks)
-
-    def _shown(self) -> list[str]:
-        """Leave out what is the same in every row, except attack and defense."""
-        varying = [
-            name for name in ("data", "model") if len({getattr(r, name) for r in self.rows}) > 1
-        ]
-        return [*varying, "attack", "defense"]
-
-    def _header(self) -> list[str]:
-        return [*self._shown(), *(f"{column} %" for column in self.columns), "seeds", "seconds"]
-
-    def _cells(self, row: Row) -> list[str]:
-        names = [getattr(row, name) for name in self._shown()]
-        if row.oracle:
-            names[-1] += " (oracle)"
-        numbers = [
-            "failed" if row.errors and row.mean(column) is None else _with_spread(row, column)
-            for column in self.columns
-        ]
-        seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
-        done = sum(cell.error is None for cell in row.cells)
-        seeds = str(done) if done == len(row.cells) else f"{done} of {len(row.cells)}"
-        return [*names, *numbers, seeds, seconds]
-
-    def footnotes(self) -> list[str]:
-        """What a reader must know of marked and failed cells."""
-        notes = []
-        if any(row.oracle for row in self.rows):
-            notes.append("oracle: a level was chosen on test attack success; no defender can.")
-        notes.extend(
-            f"{cost.attack}: the attacker chose among the test images."
-            for cost in self.attacks
-            if cost.chose_test_images
-        )
-        for row in self.rows:
-            notes.extend(f"failed: {row.attack}, {row.defense}: {error}" for error in row.errors)
-        for d in self.detections:
-            if d.error:
-                notes.append(f"failed: {d.attack}, {d.detector}: {d.error}")
-        for r in self.ratings:
-            if r.error:
-                notes.append(f"failed: rating of {r.detector}, {r.attack}: {r.error}")
-        for f in self.findings:
-            if f.error:
-                notes.append(f"failed: {f.attack}, {f.analysis}: {f.error}")
-            if f.skipped:
-                notes.append(f"skipped: {f.attack}, {f.analysis}: {f.skipped}")
-        return list(dict.fromkeys(notes))
+        return to_text(self)
 
 
-def percent(share: float | None) -> str:
-    """A share in [0, 1] as percent with two decimals, rounded half up; a dash where undefined."""
-    if share is None or math.isnan(share):
-        return "-"
-    # repr first: Decimal(0.00125) would see the binary value just below the half.
-    return str((Decimal(repr(share)) * 100).quantize(Decimal("0.01"), ROUND_HALF_UP))
+def _known(cls: type[T], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: values[key] for key in attrs.fields_dict(cls) if key in values}  # type: ignore[arg-type]
 
 
-_TEXT_COLUMNS = (
-    *("data", "model", "attack", "defense", "detector", "rated over"),
-    *("analysis", "seed", "score"),
-)
-_DETECTION_HEADER = ["attack", "detector", "seed", "score", "threshold", "verdict", "target"]
+def _all(cls: type[T], values: Mapping[str, Any], key: str) -> tuple[T, ...]:
+    return tuple(cls(**_known(cls, item)) for item in values.get(key, ()))
 
 
-def _ratings_grid(ratings: Sequence[Rating]) -> tuple[list[str], list[list[str]]]:
-    varying = [name for name in ("data", "model") if len({getattr(r, name) for r in ratings}) > 1]
-    columns: dict[str, bool] = {}
-    for rating in ratings:
-        columns.update({name: value["is_share"] for name, value in rating.values.items()})
-    header = [*varying, "detector", "rated over", "attack", "seed"]
-    header += [f"{name} %" if is_share else name for name, is_share in columns.items()]
-    body = [
-        [
-            *(getattr(rating, name) for name in varying),
-            *(rating.detector, rating.of, rating.attack),
-            "all" if rating.seed is None else str(rating.seed),
-            *("failed" if rating.error else _rated(rating.values.get(c)) for c in columns),
-        ]
-        for rating in ratings
-    ]
-    return header, body
+def _row(values: Mapping[str, Any]) -> Row:
+    cells = tuple(
+        Cell(**(_known(Cell, seed) | {"cost": Cost.from_json(seed["cost"])}))
+        for seed in values["seeds"]
+    )
+    origin = values.get("origin")
+    made = None if origin is None else origin_from_json(origin)
+    return Row(**(_known(Row, values) | {"cells": cells, "origin": made}))
 
 
-def _rated(value: Mapping[str, Any] | None) -> str:
-    """A value with its confidence interval, in percent where it is a share."""
-    if value is None or value["value"] is None:
-        return "-"
-    show = percent if value["is_share"] else _number
-    if value["interval"] is None:
-        return show(value["value"])
-    low, high = (("?" if end is None else show(end)) for end in value["interval"])
-    return f"{show(value['value'])} [{low}, {high}]"
-
-
-def _verdict(detection: Detection) -> list[str]:
-    verdict = {True: "backdoored", False: "clean", None: "-"}[detection.detected]
-    return [
-        detection.attack,
-        detection.detector,
-        str(detection.seed),
-        "failed" if detection.error else _score(detection.score),
-        _score(detection.threshold),
-        verdict,
-        "-" if detection.target is None else str(detection.target),
-    ]
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _findings_grid(findings: Sequence[Finding]) -> tuple[list[str], list[list[str]]]:
-    varying = [name for name in ("data", "model") if len({getattr(f, name) for f in findings}) > 1]
-    shown = [*varying, "attack", "analysis", "seed"]
-    columns = list(dict.fromkeys(name for finding in findings for name in finding.values))
-    body = [
-        [str(getattr(finding, name)) for name in shown]
-        + ["failed" if finding.error else _number(finding.values.get(name)) for name in columns]
-        for finding in findings
-    ]
-    return [*shown, *columns], body
-
-
-def _number(value: float | None) -> str:
-    """A number of an analysis with four significant digits; a dash where it is undefined."""
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _with_spread(row: Row, column: str) -> str:
-    mean, spread = row.mean(column), row.spread(column)
-    return percent(mean) if spread is None else f"{percent(mean)} ± {percent(spread)}"
-
-
-def _align(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
-    text_columns = sum(name in _TEXT_COLUMNS for name in header)
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (
-            cell.ljust(width) if index < text_columns else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "  ".join(padded).rstrip()
-
-    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, body)])
+def origin_from_json(values: Mapping[str, Any]) -> Origin:
+    """An origin again, from what :func:`attrs.asdict` made of it."""
+    defense = values["defense"]
+    return Origin(
+        attacks=tuple(Named(**_known(Named, part)) for part in values["attacks"]),
+        defense=None if defense is None else Named(**_known(Named, defense)),
+        presets=tuple(values["presets"]),
+        setting=values["setting"],
+    )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backdoorkit.pipeline.results import NO_DEFENSE, percent
+from backdoorkit.pipeline.costs import costs_grid
+from backdoorkit.pipeline.grids import findings_grids, footnotes, main_grid, percent, ratings_grids
+from backdoorkit.pipeline.results import NO_DEFENSE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,20 +30,20 @@ def render_report(run: Run, table: Table, record: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    header, body = table.grid()
+    header, body = main_grid(table)
     return environment.get_template("report.html.j2").render(
         name=run.recipe.name,
         record=record,
         header=header,
         body=[(cells, _class(row)) for cells, row in zip(body, table.rows, strict=True)],
-        footnotes=table.footnotes(),
+        footnotes=footnotes(table),
         detections=table.detections,
-        ratings=table.ratings_grids(),
+        ratings=ratings_grids(table),
         detection_figures=list(_detection_figures(table)),
         analyses=list(_analyses(table)),
         scatter=_scatter(table),
         attacks=list(_attacks(run)),
-        costs=table.attacks_grid() if table.attacks else None,
+        costs=costs_grid(table.attacks) if table.attacks else None,
         rules=_rules(table),
         recipe=run.recipe.to_toml(),
         percent=percent,
@@ -91,7 +93,7 @@ def _analyses(table: Table) -> Iterator[dict[str, Any]]:
     """Every analysis that was carried out: its numbers, and its figures with their captions."""
     from backdoorkit.report.pictures import png_file
 
-    for header, body in table.findings_grids():
+    for header, body in findings_grids(table):
         analysis = body[0][header.index("analysis")]
         figures = [
             {
