@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
@@ -38,6 +39,9 @@ class AssetShelf(Protocol):
     ) -> tuple[dict[str, Tensor], AssetRecord] | None:
         """Tensors (on the CPU) and record of what was saved under the same name and facts."""
 
+    def claim(self, name: str, facts: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
+        """For a block that makes the asset, so that no other process makes it at the same time."""
+
     def save(self, tensors: Mapping[str, Tensor], record: AssetRecord) -> None:
         """Keep the tensors (on the CPU, contiguous)."""
 
@@ -51,6 +55,11 @@ class ForgetfulShelf:
         """Find nothing."""
         del name, facts
         return None
+
+    def claim(self, name: str, facts: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
+        """Claim nothing."""
+        del name, facts
+        return contextlib.nullcontext()
 
     def save(self, tensors: Mapping[str, Tensor], record: AssetRecord) -> None:
         """Keep nothing."""

@@ -161,7 +161,9 @@ class Context:
         """
         found = self._shelf.load(name, facts)
         if found is None:
-            found = self._made_asset(name, facts, make)
+            with self._shelf.claim(name, facts):
+                # Another process may have made it meanwhile.
+                found = self._shelf.load(name, facts) or self._made_asset(name, facts, make)
         tensors, record = found
         self._assets.append(record)
         return {key: value.to(self.device) for key, value in tensors.items()}

@@ -8,11 +8,12 @@ import attrs
 import pytest
 import torch
 
+from backdoorkit.assets import ForgetfulShelf
 from backdoorkit.context import Context
 from backdoorkit.errors import NeedNotDeclaredError
 
 
-class Shelf:
+class Shelf(ForgetfulShelf):
     """Keeps assets in memory, by name and facts."""
 
     def __init__(self):

@@ -10,6 +10,7 @@ import torch
 
 from backdoorkit import SurrogateOptions, TrainOptions
 from backdoorkit.api import Context, InputError, TrainingHooks, train_surrogate
+from backdoorkit.assets import ForgetfulShelf
 from backdoorkit.data.statistics import channel_statistics
 from backdoorkit.errors import UnknownNameError
 from backdoorkit.testing import tiny_context, tiny_images, tiny_network
@@ -69,7 +70,7 @@ def test_hooks_enter_its_training():
     assert context.accuracy(frozen, tiny_images(64)) < 0.8
 
 
-class Shelf:
+class Shelf(ForgetfulShelf):
     """Keeps what it is given, by name and facts."""
 
     def __init__(self):

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import os
 import platform
 import secrets
+import shutil
 import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["draft_name", "is_abandoned"]
+__all__ = ["draft_name", "is_abandoned", "remove_abandoned"]
+
+log = logging.getLogger(__name__)
 
 #: After so many seconds without a change a draft of another machine is given up too.
 _FORGOTTEN: Final = 7 * 24 * 3600.0
@@ -26,6 +30,14 @@ def draft_name() -> str:
     """``machine-process-start-random``; unique."""
     process = os.getpid()
     return f"{_machine()}-{process}-{_start_of(process)}-{secrets.token_hex(4)}"
+
+
+def remove_abandoned(drafts: Path) -> None:
+    """Remove from the folder ``drafts`` what nobody can finish any more."""
+    for path in drafts.iterdir():
+        if is_abandoned(path):
+            log.info("removing %s, left by a process that was killed", path)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def is_abandoned(path: Path) -> bool:

@@ -12,6 +12,7 @@ from backdoorkit.pipeline.keys import content_key
 from backdoorkit.pipeline.tensors import save_tensors
 
 if TYPE_CHECKING:
+    import contextlib
     from collections.abc import Mapping
 
     from torch import Tensor
@@ -43,6 +44,10 @@ class StoreShelf:
             return None
         tensors = load_file(artifact.file("asset.safetensors"))
         return tensors, AssetRecord(**artifact.facts["record"], reused=True)
+
+    def claim(self, name: str, facts: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
+        """As :meth:`backdoorkit.assets.AssetShelf.claim`."""
+        return self._store.claim(_KIND, self._key(name, facts))
 
     def save(self, tensors: Mapping[str, Tensor], record: AssetRecord) -> None:
         """As :meth:`backdoorkit.assets.AssetShelf.save`."""

@@ -47,7 +47,13 @@ __all__ = ["make"]
 
 
 def make(workshop: Workshop, step: Step) -> Artifact:
-    """Carry out one step and store what it made."""
+    """Carry out one step and store what it made, unless another process has done so meanwhile."""
+    with workshop.store.claim(step.kind.value, step.key):
+        found = workshop.store.get(step.kind.value, step.key)
+        return _made(workshop, step) if found is None else found
+
+
+def _made(workshop: Workshop, step: Step) -> Artifact:
     with workshop.store.create(step.kind.value, step.key) as draft:
         with Meter(workshop.device) as meter:
             facts = _MAKERS[step.kind](workshop, step, draft)

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from backdoorkit.errors import BackdoorkitError, DamagedArtifactError, InputError
-from backdoorkit.pipeline._drafts import draft_name, is_abandoned
+from backdoorkit.pipeline._claims import claimed
+from backdoorkit.pipeline._drafts import draft_name, remove_abandoned
 from backdoorkit.pipeline._slots import Slot
 from backdoorkit.pipeline.keys import canonical_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
 __all__ = ["MANIFEST", "Artifact", "Draft", "Slot", "Store", "StoreError", "read_artifact"]
 
@@ -157,24 +158,52 @@ class Store:
 
         """
         final = self._place("artifacts", kind, key)
-        path: Path | None = None
-        try:
-            with _explained(self.root, always=True):
-                drafts = self.root / "drafts"
-                drafts.mkdir(exist_ok=True)
-                _remove_abandoned(drafts)
-                path = drafts / draft_name()
-                path.mkdir()
+        with self._draft_folder() as path:
             draft = Draft(path=path)
             with _explained(self.root, always=False):
                 yield draft
             with _explained(self.root, always=True):
                 _write_manifest(draft, kind, key)
                 self._publish(path, final, kind, key)
-        finally:
-            if path is not None:
-                shutil.rmtree(path, ignore_errors=True)
         self.slot(kind, key).clear()
+
+    @contextlib.contextmanager
+    def claim(self, kind: str, key: str) -> Iterator[None]:
+        """For the block, be the only one of all processes who makes the artifact; wait for others.
+
+        Ask for the artifact inside the block: another may have finished it. A claim is gone when
+        its process is. On file systems without locks nobody waits, and whoever is first wins.
+        """
+        room = self.root / "claims"
+        with _explained(self.root, always=True):
+            room.mkdir(exist_ok=True)
+        path = self._place("claims", kind, key)
+        with claimed(room / f"{kind}-{path.name}"):
+            yield
+
+    def adopt(self, kind: str, key: str, fetch: Callable[[Path], None]) -> Artifact:
+        """The artifact from elsewhere: ``fetch`` copies its files, and manifest, into a folder.
+
+        Raises
+        ------
+        DamagedArtifactError
+            where what came is not whole, or another artifact; nothing is kept then.
+
+        """
+        with self._draft_folder() as path:
+            fetch(path)
+            artifact = read_artifact(path)
+            if (artifact.kind, artifact.key) != (kind, key):
+                raise DamagedArtifactError(f"is {artifact.kind} {artifact.key[:_NAME_DIGITS]}")
+            with _explained(self.root, always=True):
+                for file in path.rglob("*"):
+                    _flush(file) if file.is_dir() else _flush_and_hash(file)
+                _flush(path)
+                self._publish(path, self._place("artifacts", kind, key), kind, key)
+        found = self.get(kind, key)
+        if found is None:
+            raise DamagedArtifactError("was damaged as soon as it was stored")
+        return found
 
     def slot(self, kind: str, key: str, *, interval: float = 20.0) -> Slot:
         """A place for checkpoints of the artifact while it is made; it outlives a killed process.
@@ -184,6 +213,22 @@ class Store:
         return Slot(self._place("slots", kind, key), interval=interval)
 
     # -- inside ------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _draft_folder(self) -> Iterator[Path]:
+        """A folder to write in, which is gone after the block unless it was moved."""
+        path: Path | None = None
+        try:
+            with _explained(self.root, always=True):
+                drafts = self.root / "drafts"
+                drafts.mkdir(exist_ok=True)
+                remove_abandoned(drafts)
+                path = drafts / draft_name()
+                path.mkdir()
+            yield path
+        finally:
+            if path is not None:
+                shutil.rmtree(path, ignore_errors=True)
 
     def _place(self, room: str, kind: str, key: str) -> Path:
         if not kind.isidentifier() or len(key) < _NAME_DIGITS or not key.isalnum():
@@ -232,16 +277,18 @@ class Store:
         )
 
 
-def read_artifact(path: Path) -> Artifact:
+def read_artifact(path: Path, files: Collection[str] | None = None) -> Artifact:
     """An artifact in any folder, as it was copied out of a store.
 
+    All its files are compared with their checksums, or only those of ``files`` that it has.
     Raises :class:`DamagedArtifactError` where it is not whole or is none.
     """
     try:
         manifest, digest = _read_manifest(path)
         for name, expected in manifest["files"].items():
             _state(path, name)
-            _compare(path / name, expected)
+            if files is None or name in files:
+                _compare(path / name, expected)
         return _artifact(path, manifest, digest)
     except FileNotFoundError as error:
         raise DamagedArtifactError(f"{Path(error.filename).name} is missing") from None
@@ -287,13 +334,6 @@ def _explained(root: Path, *, always: bool) -> Iterator[None]:
         if always and isinstance(error, OSError):
             raise StoreError(f"the store {root} cannot be written: {error}") from error
         raise
-
-
-def _remove_abandoned(drafts: Path) -> None:
-    for path in drafts.iterdir():
-        if is_abandoned(path):
-            log.info("removing %s, left by a process that was killed", path)
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_manifest(draft: Draft, kind: str, key: str) -> None:
