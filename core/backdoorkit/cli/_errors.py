@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import signal
+import threading
 import traceback
 from typing import IO, TYPE_CHECKING, Any
 
@@ -13,11 +15,19 @@ from backdoorkit.errors import BackdoorkitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
-__all__ = ["INTERRUPTED", "Failure", "explained"]
+__all__ = ["INTERRUPTED", "TERMINATED", "Failure", "explained"]
 
 #: Exit code after Ctrl-C: 128 + SIGINT, as shells have it.
 INTERRUPTED = 130
+#: The same after SIGTERM, with which other programs end this one.
+TERMINATED = 143
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a command as tidily as Ctrl-C does."""
+
 
 
 class Failure(click.ClickException):
@@ -37,14 +47,16 @@ class Failure(click.ClickException):
 def explained(*, show_traceback: bool) -> Iterator[None]:
     """Turn whatever ends a command into lines for its user and an exit code."""
     try:
-        yield
+        with _terminable():
+            yield
     except (click.ClickException, click.exceptions.Exit, click.Abort):
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if show_traceback:
             click.echo(traceback.format_exc(), err=True, nl=False)
         click.echo("interrupted; run the same command again to go on", err=True)
-        raise click.exceptions.Exit(INTERRUPTED) from None
+        code = TERMINATED if isinstance(interrupt, _Terminated) else INTERRUPTED
+        raise click.exceptions.Exit(code) from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
             raise  # the reader of a pipe has left: click ends quietly
@@ -55,3 +67,22 @@ def explained(*, show_traceback: bool) -> Iterator[None]:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         advice = "" if show_traceback else "; run again with --traceback to see where"
         raise Failure(f"internal error: {what}; this is a bug{advice}", 1) from error
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Tidy up after SIGTERM too, unless the process around this one has plans of its own."""
+
+    def terminate(signum: int, frame: FrameType | None) -> None:
+        del signum, frame
+        raise _Terminated
+
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

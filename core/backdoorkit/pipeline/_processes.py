@@ -72,11 +72,14 @@ class Processes(Executor[ProcessesOptions]):
         """End all workers; a step that goes on is interrupted."""
         with self._lock:
             self._stopping = True
-            workers = list(self._all)
+            workers, idle = list(self._all), list(self._idle)
+            self._idle.clear()
         for worker in workers:
             worker.hang_up()
         for worker in workers:
             worker.wait()
+        for worker in idle:
+            worker.forget()
 
     def _made(self, step: Step, progress: Progress) -> Mapping[str, Any]:
         reason = ""
@@ -90,8 +93,7 @@ class Processes(Executor[ProcessesOptions]):
                 reason = str(death)
                 self._forget(worker)
             else:
-                with self._lock:
-                    self._idle.append(worker)
+                self._give_back(worker)
                 return outcome
         raise LostWorkerError(
             f"{reason} ({self.config.retries + 1} times; more may help: "
@@ -112,9 +114,15 @@ class Processes(Executor[ProcessesOptions]):
             self._all.append(worker)
             return worker
 
+    def _give_back(self, worker: _Worker) -> None:
+        with self._lock:
+            if not self._stopping:
+                self._idle.append(worker)
+                return
+        worker.forget()
+
     def _forget(self, worker: _Worker) -> None:
-        worker.hang_up()
-        worker.wait()
+        worker.forget()
         with self._lock:
             self._all.remove(worker)
             if self._stopping:
@@ -178,6 +186,13 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def forget(self) -> None:
+        """End it and close what leads to it; for whoever uses it."""
+        self.hang_up()
+        self.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
     def _write(self, line: str) -> None:
         assert self._process.stdin is not None

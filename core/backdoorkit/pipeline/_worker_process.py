@@ -33,15 +33,18 @@ def main() -> None:
     # Ctrl-C on the terminal reaches all processes; what it means is the run's to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _interrupt)
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as channel:
-        # Whatever else writes to standard output must not come between the messages.
-        os.dup2(2, 1)
-        try:
-            _work(_incoming(), _Sender(channel))
-        except KeyboardInterrupt:
-            sys.exit(130)
-        except BrokenPipeError:
-            os._exit(1)  # nobody is left to read, and standard streams are of no use either
+    # Whatever else writes to standard output must not come between the messages.
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    code = 0
+    try:
+        _work(_incoming(), _Sender(channel))
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        code = 1
+    # At once: an interrupt that comes only now must not be told as an error.
+    os._exit(code)
 
 
 def _work(lines: queue.SimpleQueue[str | None], sender: _Sender) -> None:
