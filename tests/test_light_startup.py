@@ -23,6 +23,8 @@ HEAVY = (
     "rich",
     "datasets",
     "numpy",
+    "ray",
+    "fsspec",
     "safetensors",
 )
 
@@ -31,6 +33,9 @@ COMMANDS = {
     "version": ["--version"],
     "help of run": ["run", "--help"],
     "help of a step": ["run", "badnets", "--help"],
+    "help of report": ["report", "--help"],
+    "papers' tables": ["report", "--list-published"],
+    "unknown run": ["report", "no-such-run", "--store", "no-such-store"],
     "help of scan": ["scan", "--help"],
     "help of repair": ["repair", "--help"],
     "help of calibrate": ["calibrate", "--help"],
@@ -103,6 +108,9 @@ def light_modules():
         "backdoorkit.pipeline.store",
         "backdoorkit.pipeline.results",
         "backdoorkit.report.html",
+        "backdoorkit.report.making",
+        "backdoorkit.report.pictures",
+        "backdoorkit.report.runs",
     ]
     for package in (backdoorkit.hooks, backdoorkit.cli):
         prefix = package.__name__ + "."

@@ -91,7 +91,7 @@ def test_a_closed_pipe_is_quiet(fail):
     ("args", "message"),
     [
         (["rnu"], "No such command 'rnu'. Did you mean 'run'?"),
-        (["qqqq"], "Known: run, scan, repair, calibrate, plugins"),
+        (["qqqq"], "Known: run, report, scan, repair, calibrate, plugins"),
         (["--tracebak"], "--traceback"),
     ],
 )

@@ -14,6 +14,7 @@ from backdoorkit import TrainOptions
 from backdoorkit.cli import cli
 from backdoorkit.cli.calibrate import calibrate
 from backdoorkit.cli.repair import repair
+from backdoorkit.cli.report import report
 from backdoorkit.cli.run import run
 from backdoorkit.cli.scan import scan
 from backdoorkit.data.options import DataOptions
@@ -24,7 +25,7 @@ COMMAND_LINE = (USERS / "command-line.md").read_text(encoding="utf-8")
 RECIPES = (USERS / "recipes.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("command", [cli, run, scan, repair, calibrate], ids=lambda c: c.name)
+@pytest.mark.parametrize("command", [cli, run, report, scan, repair, calibrate], ids=lambda c: c.name)
 def test_every_option_is_documented(command):
     for param in command.get_params(click.Context(command)):
         for name in param.opts if isinstance(param, click.Option) else ():

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from backdoorkit.report.pictures import contact_sheet, curves, scatter, trigger_picture
+from backdoorkit.report.pictures import contact_sheet, trigger_picture
 
 
 def pixels(uri: str) -> np.ndarray:
@@ -77,17 +77,3 @@ def test_the_trigger_is_shown_large(samples: Path) -> None:
     picture = trigger_picture(samples)
     assert picture is not None
     assert pixels(picture).shape == (196, 196, 3)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: scatter([("badnets", "no defense", 0.99, 0.9), ("badnets", "ft", 0.1, 0.88)]),
-        lambda: curves([{"loss": 1.0, "accuracy": 0.5}, {"loss": 0.5, "accuracy": 0.8}]),
-    ],
-)
-def test_figures_are_the_same_file_every_time_and_keep_their_text(make) -> None:
-    first, second = make(), make()
-    assert first == second
-    svg = base64.b64decode(first.partition(";base64,")[2]).decode()
-    assert "%</text>" in svg

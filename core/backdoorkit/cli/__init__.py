@@ -20,6 +20,10 @@ __all__ = ["cli", "main"]
 #: Command -> where it is, and its line in the help: so that the help imports none of them.
 _COMMANDS: Final = {
     "run": ("backdoorkit.cli.run:run", "Attack, train, defend, detect and measure."),
+    "report": (
+        "backdoorkit.cli.report:report",
+        "Show runs as one table: HTML, Markdown, CSV, LaTeX, JSON.",
+    ),
     "scan": ("backdoorkit.cli.scan:scan", "Look for a backdoor in a model file."),
     "repair": ("backdoorkit.cli.repair:repair", "Write a cleaner copy of a model file."),
     "calibrate": (

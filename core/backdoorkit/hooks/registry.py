@@ -141,8 +141,8 @@ class Registry:
         Raises :class:`UnknownNameError` with the nearest name, where there is none.
         """
         if name not in self._published:
-            what = "table of published figures"
-            raise UnknownNameError(what, name, self._published, "; is its plugin installed?")
+            hint = "" if nearest(name, self._published) else "; is its plugin installed?"
+            raise UnknownNameError("table of published figures", name, self._published, hint)
         return self._published[name]
 
     def create(self, method: Method, config: Any) -> Any:

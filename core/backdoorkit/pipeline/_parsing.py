@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import attrs
 
 from backdoorkit.data.options import DataOptions
-from backdoorkit.errors import ConfigError, InputError, Issue, nearest
+from backdoorkit.errors import BackdoorkitError, ConfigError, InputError, Issue, nearest
 from backdoorkit.hooks.info import Kind
 from backdoorkit.hooks.options import option_specs, structure
+from backdoorkit.hooks.published import read_published
 from backdoorkit.hooks.registry import resolve_config
 from backdoorkit.hooks.shared_options import TrainOptions
+from backdoorkit.pipeline._tables import advised, is_array_of_tables, plain_text
 from backdoorkit.pipeline.catalog import IN_PROCESS, PROCESSES
 from backdoorkit.pipeline.portable import open_victim
 from backdoorkit.pipeline.recipe import (
@@ -36,6 +38,7 @@ from backdoorkit.pipeline.recipe import (
 )
 
 if TYPE_CHECKING:
+    from backdoorkit.hooks.published import PublishedFigures
     from backdoorkit.hooks.registry import Method, Registry
     from backdoorkit.pipeline.portable import VictimFolder
 
@@ -81,6 +84,7 @@ class Parser:
         detectors = self._methods(mapping, "detectors", Kind.DETECTOR)
         analyses = self._methods(mapping, "analyses", Kind.ANALYSIS)
         metrics = self._metrics(mapping)
+        published = () if options is None else self._published(options.published)
         if not any(mapping.get(key) for key in _STEPS):
             self._fault(
                 "", "nothing to do: name at least one attack, defense, detector or analysis"
@@ -104,6 +108,7 @@ class Parser:
             jobs=options.jobs,
             executor=executor,
             oracle=options.oracle,
+            published=published,
         )
 
     # -- a victim from elsewhere -------------------------------------------------------------------
@@ -146,7 +151,7 @@ class Parser:
         if isinstance(value, Mapping):
             parsed = parse(dict(value), key)
             return () if parsed is None else (parsed,)
-        if not _is_array_of_tables(value) or not value:
+        if not is_array_of_tables(value) or not value:
             self._fault(key, f"must be a table ([{key}]) or several ([[{key}]]), not {value!r}")
             return ()
         return self._each(value, key, parse)
@@ -155,7 +160,7 @@ class Parser:
         self, mapping: Mapping[str, Any], key: str, kind: Kind
     ) -> tuple[MethodChoice, ...]:
         value = mapping.get(key, [])
-        if not _is_array_of_tables(value):
+        if not is_array_of_tables(value):
             self._fault(key, f"must be an array of tables ([[{key}]]), not {value!r}")
             return ()
 
@@ -222,6 +227,16 @@ class Parser:
             )
         return choice
 
+    def _published(self, names: Sequence[str]) -> tuple[PublishedFigures, ...]:
+        """Read now, so that a fault shows before anything is trained."""
+        found: dict[str, PublishedFigures] = {}
+        for name in names:
+            try:
+                found[name] = read_published(self._registry.find_published(name).table)
+            except BackdoorkitError as error:
+                self._fault("published", str(error))
+        return tuple(found.values())
+
     def _train(self, table: dict[str, Any], path: str) -> TrainOptions | None:
         return self._structured(TrainOptions, table, path)
 
@@ -282,7 +297,7 @@ class Parser:
         """Several attacks as one: each poisons samples that the others leave alone."""
         self._refuse_unknown(table, ("name", "parts"), f"{path}.")
         value: Any = table.get("parts")
-        if not _is_array_of_tables(value) or len(value) < 2:
+        if not is_array_of_tables(value) or len(value) < 2:
             self._fault(f"{path}.parts", "must be an array of at least two tables, one per attack")
             return None
 
@@ -329,9 +344,9 @@ class Parser:
             return None
         self._resolve_paths(table, method)
         try:
-            config = resolve_config(method, _plain_text(table), path)
+            config = resolve_config(method, plain_text(table), path)
         except ConfigError as error:
-            self.issues += (_advised(issue, method, extra, path) for issue in error.issues)
+            self.issues += (advised(issue, method, extra, path) for issue in error.issues)
             return None
         return cls(name=method.name, config=config, method=method)
 
@@ -360,7 +375,7 @@ class Parser:
 
     def _structured(self, cls: type[T], values: Mapping[str, Any], path: str) -> T | None:
         try:
-            return structure(cls, _plain_text(values), path)
+            return structure(cls, plain_text(values), path)
         except ConfigError as error:
             self.issues += error.issues
             return None
@@ -376,30 +391,3 @@ class Parser:
 
     def _fault(self, path: str, message: str) -> None:
         self.issues.append(Issue(path, message))
-
-
-_CHOICE_FIELDS: Final = frozenset(attrs.fields_dict(MethodChoice))
-
-
-def _plain_text(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without :class:`HereText`, which is of use to paths only."""
-    return {key: str(item) if isinstance(item, str) else item for key, item in values.items()}
-
-
-def _is_array_of_tables(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value)
-
-
-def _advised(issue: Issue, method: Method, extra: type | None, path: str) -> Issue:
-    """Unknown keys of a table that two classes share get advice from both."""
-    if extra is None or not issue.message.startswith("unknown key"):
-        return issue
-    own = [spec.name for spec in option_specs(method.info.config)]
-    shared = [name for name in attrs.fields_dict(extra) if name not in _CHOICE_FIELDS]
-    close = nearest(issue.path.removeprefix(f"{path}."), [*own, *shared])
-    if close:
-        return Issue(issue.path, f"unknown key; did you mean {close!r}?")
-    known = (
-        f"{', '.join(own) or 'nothing'} ({method.name}), {', '.join(shared)} (any {method.kind})"
-    )
-    return Issue(issue.path, f"unknown key; known: {known}")

@@ -10,7 +10,9 @@ import math
 from decimal import ROUND_HALF_UP, Decimal
 from typing import TYPE_CHECKING, Any
 
+from backdoorkit.pipeline.controls import missing_controls
 from backdoorkit.pipeline.costs import costs_grid
+from backdoorkit.pipeline.results import NOT_FINISHED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Grid",
+    "blank",
     "findings_grids",
     "footnotes",
     "main_grid",
@@ -28,7 +31,9 @@ __all__ = [
     "rated",
     "ratings_grids",
     "to_text",
+    "varying_names",
     "verdicts_grid",
+    "with_spread",
 ]
 
 #: header and body of a section, as text
@@ -80,13 +85,18 @@ def marked(row: Row) -> str:
 def _cells(row: Row, shown: Sequence[str], columns: Sequence[str]) -> list[str]:
     names = [marked(row) if name == "defense" else getattr(row, name) for name in shown]
     numbers = [
-        "failed" if row.errors and row.mean(column) is None else _with_spread(row, column)
+        blank(row) if row.errors and row.mean(column) is None else with_spread(row, column)
         for column in columns
     ]
     seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
     done = sum(cell.error is None for cell in row.cells)
     seeds = str(done) if done == len(row.cells) else f"{done} of {len(row.cells)}"
     return [*names, *numbers, seeds, seconds]
+
+
+def blank(row: Row) -> str:
+    """What stands where a row without any result has its numbers."""
+    return "pending" if row.errors == (NOT_FINISHED,) else "failed"
 
 
 def verdicts_grid(detections: Sequence[Detection]) -> Grid:
@@ -127,18 +137,23 @@ def _notes(table: Table) -> Iterator[str]:
             yield f"{cost.attack}: the attacker chose among the test images."
     for row in table.rows:
         for error in row.errors:
-            yield f"failed: {row.attack}, {row.defense}: {error}"
+            yield _failure(f"{row.attack}, {row.defense}", error)
     for d in table.detections:
         if d.error:
-            yield f"failed: {d.attack}, {d.detector}: {d.error}"
+            yield _failure(f"{d.attack}, {d.detector}", d.error)
     for r in table.ratings:
         if r.error:
-            yield f"failed: rating of {r.detector}, {r.attack}: {r.error}"
+            yield _failure(f"rating of {r.detector}, {r.attack}", r.error)
     for f in table.findings:
         if f.error:
-            yield f"failed: {f.attack}, {f.analysis}: {f.error}"
+            yield _failure(f"{f.attack}, {f.analysis}", f.error)
         if f.skipped:
             yield f"skipped: {f.attack}, {f.analysis}: {f.skipped}"
+    yield from missing_controls(table)
+
+
+def _failure(what: str, error: str) -> str:
+    return f"not finished: {what}" if error == NOT_FINISHED else f"failed: {what}: {error}"
 
 
 def percent(share: float | None) -> str:
@@ -219,7 +234,7 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _with_spread(row: Row, column: str) -> str:
+def with_spread(row: Row, column: str) -> str:
     mean, spread = row.mean(column), row.spread(column)
     return percent(mean) if spread is None else f"{percent(mean)} ± {percent(spread)}"
 

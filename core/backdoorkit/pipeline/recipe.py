@@ -20,6 +20,7 @@ from backdoorkit.pipeline.catalog import IN_PROCESS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from backdoorkit.hooks.published import PublishedFigures
     from backdoorkit.hooks.registry import Method, Registry
     from backdoorkit.hooks.shared_options import TrainOptions
     from backdoorkit.pipeline.portable import VictimFolder
@@ -222,6 +223,9 @@ class RunOptions:
         False,
         help="Permit methods to choose levels on test attack success; tables then say so.",
     )
+    published: tuple[str, ...] = option(
+        (), help="Tables of published figures that the report puts beside this run's."
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -245,6 +249,8 @@ class Recipe:
     threads: int | None = None
     jobs: int | None = None
     oracle: bool = False
+    #: shown beside the results; of no account for what is made
+    published: tuple[PublishedFigures, ...] = ()
 
     @classmethod
     def from_mapping(
@@ -301,6 +307,8 @@ class Recipe:
             values["threads"] = self.threads
         if self.jobs is not None:
             values["jobs"] = self.jobs
+        if self.published:
+            values["published"] = [figures.name for figures in self.published]
         if self.victim is not None:
             values["victim"] = str(self.victim.path)
             for key in ("seeds", "model", "train"):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALL_ATTACKS",
+    "NOT_FINISHED",
     "NO_DEFENSE",
     "AttackCost",
     "Cell",
@@ -33,6 +34,8 @@ __all__ = [
 ALL_ATTACKS: Final = "all"
 #: Label of the row that shows the model as it was, before any defense.
 NO_DEFENSE: Final = "no defense"
+#: Error of what a run that is still going on, or was interrupted, has not come to.
+NOT_FINISHED: Final = "not finished"
 T = TypeVar("T")
 
 

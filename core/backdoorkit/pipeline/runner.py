@@ -27,7 +27,7 @@ from backdoorkit.pipeline.orders import work_order
 from backdoorkit.pipeline.plan import Plan, Step, StepKind
 from backdoorkit.pipeline.preflight import check_methods, check_weights
 from backdoorkit.pipeline.rating import rate
-from backdoorkit.pipeline.record import write_run
+from backdoorkit.pipeline.record import write_plan, write_run
 from backdoorkit.pipeline.steps import make
 from backdoorkit.pipeline.worker import RemoteError, raise_failure
 from backdoorkit.pipeline.workshop import Workshop
@@ -115,7 +115,7 @@ def run_recipe(
     registry.run_begin(run)
     failure: BaseException | None = None
     try:
-        _execute(run, workshop)
+        _execute(run, workshop, started)
         table = collect(run, rate(run, workshop))
         report = write_run(run, table, started=started)
     except BaseException as error:
@@ -148,7 +148,7 @@ def _victims(run: Run) -> dict[str, Artifact]:
     }
 
 
-def _execute(run: Run, workshop: Workshop) -> None:
+def _execute(run: Run, workshop: Workshop, started: datetime.datetime) -> None:
     """Split the data, refuse what cannot work, poison, and then all the rest.
 
     Data sets that cannot be read, and attacks that cannot be made, end the run before anything is
@@ -164,6 +164,7 @@ def _execute(run: Run, workshop: Workshop) -> None:
                 carry_out(step)
         check_weights(run.plan, workshop)
         check_methods(run.plan, workshop)
+        write_plan(run, started=started)
         with carry_out.refusing():
             executor.execute(run.plan.of_kind(StepKind.POISON), carry_out)
         executor.execute([s for s in run.plan.steps if s.key not in run.results], carry_out)
@@ -258,8 +259,10 @@ def _explain(run: Run, step: Step, error: Exception) -> str:
 def _directory(recipe: Recipe, store: Store) -> Path:
     """The same recipe always writes to the same folder, so that a second run replaces the first.
 
-    Where and side by side with what its steps run makes no difference.
+    Where and side by side with what its steps run makes no difference, nor what the results are
+    compared with.
     """
-    mapping = {key: value for key, value in recipe.to_mapping().items() if key != "jobs"}
+    apart = ("jobs", "published")
+    mapping = {key: value for key, value in recipe.to_mapping().items() if key not in apart}
     text = to_toml({**mapping, "executor": IN_PROCESS})
     return store.root / "runs" / f"{recipe.name}-{content_key(recipe=text)[:8]}"

@@ -14,18 +14,15 @@ from safetensors.numpy import load_file
 from backdoorkit.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
 __all__ = [
     "Sheet",
     "contact_sheet",
-    "curves",
     "png_file",
-    "scatter",
     "trigger_picture",
     "write_sheet",
 ]
@@ -126,68 +123,6 @@ def _png_bytes(image: NDArray[np.uint8]) -> bytes:
 def png_file(path: Path) -> str:
     """A PNG file as it is."""
     return _uri("image/png", path.read_bytes())
-
-
-def scatter(points: Sequence[tuple[str, str, float, float]]) -> str:
-    """Accuracy against attack success, one point per (attack, defense, ASR, ACC); top left wins."""
-    figure = _figure(6.4, 4.0)
-    axes = figure.add_subplot()
-    defenses = list(dict.fromkeys(defense for _, defense, _, _ in points))
-    attacks = list(dict.fromkeys(attack for attack, _, _, _ in points))
-    markers = "osD^vP*X"
-    for attack, defense, asr, acc in points:
-        axes.plot(
-            100 * asr,
-            100 * acc,
-            markers[attacks.index(attack) % len(markers)],
-            color=f"C{defenses.index(defense) % 10}",
-            label=defense if attack == attacks[0] else None,
-            markersize=8,
-            alpha=0.85,
-        )
-    axes.set_xlabel("attack success rate %")
-    axes.set_ylabel("clean accuracy %")
-    axes.set_xlim(-3, 103)
-    # Never so close that a point's difference looks like a collapse.
-    axes.set_ylim(max(-3, min(100 * acc for *_, acc in points) - 10), 103)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    return _svg(figure)
-
-
-def curves(history: Sequence[Mapping[str, Any]]) -> str:
-    """Training loss and accuracy per epoch."""
-    figure = _figure(6.4, 2.2)
-    left, right = figure.subplots(1, 2)
-    epochs = range(1, len(history) + 1)
-    for axes, key, title, factor in (
-        (left, "loss", "training loss", 1),
-        (right, "accuracy", "training accuracy %", 100),
-    ):
-        axes.plot(epochs, [factor * epoch[key] for epoch in history], color="C0")
-        axes.set_title(title, fontsize=9)
-        axes.set_xlabel("epoch", fontsize=8)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    return _svg(figure)
-
-
-def _figure(width: float, height: float) -> Figure:
-    """A figure without pyplot: no global state, no window system."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _svg(figure: Figure) -> str:
-    import matplotlib as mpl
-
-    stream = io.BytesIO()
-    # Text stays text, and the same numbers give the same file.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "backdoorkit"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return _uri("image/svg+xml", stream.getvalue())
 
 
 def _uri(kind: str, content: bytes) -> str:
