@@ -25,7 +25,9 @@ COMMAND_LINE = (USERS / "command-line.md").read_text(encoding="utf-8")
 RECIPES = (USERS / "recipes.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("command", [cli, run, report, scan, repair, calibrate], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "command", [cli, run, report, scan, repair, calibrate], ids=lambda c: c.name
+)
 def test_every_option_is_documented(command):
     for param in command.get_params(click.Context(command)):
         for name in param.opts if isinstance(param, click.Option) else ():
