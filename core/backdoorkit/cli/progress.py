@@ -277,9 +277,11 @@ def _far(loop: _Loop, now: float) -> str:
     if loop.total is None:
         return str(loop.done)
     far = f"{loop.done} of {loop.total}"
-    if not 0 < loop.done < loop.total:
+    spent = now - loop.begun
+    # What a worker has done before it was heard of tells nothing of its speed.
+    if spent < 1 or not 0 < loop.done < loop.total:
         return far
-    seconds = round((now - loop.begun) / loop.done * (loop.total - loop.done))
+    seconds = round(spent / loop.done * (loop.total - loop.done))
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     left = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
