@@ -41,6 +41,7 @@ HEADINGS = {
     Kind.DATASET: "Data sets",
     Kind.MODEL: "Architectures",
     Kind.EXECUTOR: "Executors",
+    Kind.OBSERVER: "Observers",
 }
 DEFENDERS = (Kind.DEFENSE, Kind.DETECTOR)
 INTRODUCTION = """# Options of all methods

@@ -58,11 +58,13 @@ from backdoorkit.models.structure import (
     Structure,
     find_structure,
 )
+from backdoorkit.report.pictures import Sheet, contact_sheet
 from backdoorkit.selection import largest_accepted, split_reserve
 from backdoorkit.surrogates import train_surrogate
 from backdoorkit.tasks import AnalysisTask, DefenseTask, DetectionTask
 from backdoorkit.training import EpochMetrics, TrainingHooks, TrainingSummary
 from backdoorkit.unlearning import Unlearned, Unlearning, chance, unlearn
+from backdoorkit.watching import Observer
 
 __all__ = [
     "NOT_ATTACKED",
@@ -96,6 +98,7 @@ __all__ = [
     "MaskedModel",
     "Metric",
     "MetricValue",
+    "Observer",
     "PerBatchPoisoning",
     "PoisonedSet",
     "Predictions",
@@ -104,6 +107,7 @@ __all__ = [
     "PublishedTable",
     "SampleKind",
     "SecondGradient",
+    "Sheet",
     "Structure",
     "StructureError",
     "TrainingHooks",
@@ -117,6 +121,7 @@ __all__ = [
     "chance",
     "choose_positions",
     "collect_features",
+    "contact_sheet",
     "find_structure",
     "largest_accepted",
     "map_labels",

@@ -249,7 +249,9 @@ def test_installed_entries_are_found_by_their_distribution(tmp_path, monkeypatch
     assert record.state is PluginState.BROKEN
 
 
-def test_the_core_offers_data_sets_architectures_and_an_executor_through_the_same_hooks():
+def test_the_core_offers_data_sets_architectures_executors_and_an_observer_by_hooks():
     registry = load_registry(entry_points=[])
     assert {m.distribution for m in registry.methods()} == {"backdoorkit"}
-    assert {m.kind for m in registry.methods()} == {Kind.DATASET, Kind.MODEL, Kind.EXECUTOR}
+    assert {m.kind for m in registry.methods()} == {
+        *(Kind.DATASET, Kind.MODEL, Kind.EXECUTOR, Kind.OBSERVER)
+    }

@@ -99,6 +99,13 @@ _DEFAULT_STORE: Final = "backdoorkit-runs"
     default=None,
     help="Permit methods to choose levels on test attack success; tables then say so.",
 )
+@click.option(
+    "--observer",
+    "observers",
+    metavar="NAME",
+    multiple=True,
+    help="Have the run watched, such as by jsonlines; repeatable.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe as TOML; run nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @click.option(
@@ -237,6 +244,8 @@ def _recipe(registry: Registry, steps: Sequence[ChainStep], options: Mapping[str
         set_value(values, path, value)
     for step in joined(steps):
         _append(values, step)
+    for name in options["observers"]:
+        _add_observer(values, name)
     # Tables that only the command line has made keep the default name.
     for room, name in (("data", DEFAULT_DATA), ("model", DEFAULT_MODEL)):
         if "victim" in values:
@@ -269,3 +278,12 @@ def _append(values: dict[str, Any], step: ChainStep) -> None:
     # Anything else is refused with the rest of the recipe's faults.
     if isinstance(tables, list):
         tables.append(copy.copy(step.table))
+
+
+def _add_observer(values: dict[str, Any], name: str) -> None:
+    """Beside those of the file; one that it names already keeps the file's options."""
+    tables = values.setdefault("observers", [])
+    if isinstance(tables, list) and not any(
+        isinstance(table, dict) and table.get("name") == name for table in tables
+    ):
+        tables.append({"name": name})

@@ -37,6 +37,7 @@ def create_method(method: Method, config: Any) -> Any:
 
 def _implementation(method: Method) -> type:
     from backdoorkit import contracts
+    from backdoorkit.watching import Observer
 
     bases: dict[Kind, type[Any]] = {
         Kind.ATTACK: contracts.Attack,
@@ -47,6 +48,7 @@ def _implementation(method: Method) -> type:
         Kind.DATASET: contracts.Dataset,
         Kind.MODEL: contracts.Architecture,
         Kind.EXECUTOR: contracts.Executor,
+        Kind.OBSERVER: Observer,
     }
     target = method.info.implementation
     module_name, _, attribute = target.partition(":")

@@ -50,6 +50,7 @@ HOOKS: Final = {
     Kind.DATASET: "backdoorkit_datasets",
     Kind.MODEL: "backdoorkit_models",
     Kind.EXECUTOR: "backdoorkit_executors",
+    Kind.OBSERVER: "backdoorkit_observers",
 }
 _PUBLISHED: Final = "backdoorkit_published_tables"
 _LIFECYCLE: Final = ("backdoorkit_run_begin", "backdoorkit_step", "backdoorkit_run_end")

@@ -65,6 +65,11 @@ def backdoorkit_executors() -> Iterable[MethodInfo]:  # type: ignore[empty-body]
 
 
 @hookspec
+def backdoorkit_observers() -> Iterable[MethodInfo]:  # type: ignore[empty-body]
+    """Observers of runs this plugin offers, each switched on by name."""
+
+
+@hookspec
 def backdoorkit_published_tables() -> Iterable[PublishedTable]:  # type: ignore[empty-body]
     """Tables of figures that papers have published, to stand beside ours."""
 

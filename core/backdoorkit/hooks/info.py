@@ -26,6 +26,8 @@ class Kind(enum.StrEnum):
     DATASET = "dataset"
     MODEL = "model"
     EXECUTOR = "executor"
+    #: watches a run, such as a log
+    OBSERVER = "observer"
 
 
 class Stage(enum.StrEnum):
@@ -87,6 +89,7 @@ ALLOWED_NEEDS: Final[Mapping[Kind, frozenset[Need]]] = {
     Kind.DATASET: frozenset(),
     Kind.MODEL: frozenset(),
     Kind.EXECUTOR: frozenset(),
+    Kind.OBSERVER: frozenset(),
 }
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["Parser"]
 
 _STEPS: Final = ("attacks", "defenses", "detectors", "analyses")
-_TABLES: Final = ("data", "model", "train", *_STEPS, "metrics")
+_TABLES: Final = ("data", "model", "train", *_STEPS, "metrics", "observers")
 #: What a victim brings with it.
 _FROM_VICTIM: Final = ("seeds", "model", "train", "attacks")
 _NORMALIZATIONS: Final = ("data", "none", "imagenet")
@@ -84,6 +84,7 @@ class Parser:
         detectors = self._methods(mapping, "detectors", Kind.DETECTOR)
         analyses = self._methods(mapping, "analyses", Kind.ANALYSIS)
         metrics = self._metrics(mapping)
+        observers = self._methods(mapping, "observers", Kind.OBSERVER)
         published = () if options is None else self._published(options.published)
         if not any(mapping.get(key) for key in _STEPS):
             self._fault(
@@ -108,6 +109,7 @@ class Parser:
             jobs=options.jobs,
             executor=executor,
             oracle=options.oracle,
+            observers=observers,
             published=published,
         )
 

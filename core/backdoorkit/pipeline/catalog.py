@@ -1,7 +1,8 @@
-"""The built-in executors, offered through the same hook as anybody's; imports no torch."""
+"""The built-in executors and observer, offered through the same hooks as anybody's; no torch."""
 
 from __future__ import annotations
 
+from pathlib import Path  # noqa: TC003 - read at runtime, where the options are made
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -17,8 +18,10 @@ __all__ = [
     "IN_PROCESS",
     "PROCESSES",
     "InProcessOptions",
+    "JsonLinesOptions",
     "ProcessesOptions",
     "backdoorkit_executors",
+    "backdoorkit_observers",
 ]
 
 #: the default executor
@@ -44,6 +47,15 @@ class ProcessesOptions:
     )
 
 
+@attrs.frozen(kw_only=True)
+class JsonLinesOptions:
+    """Where the lines go."""
+
+    path: Path | None = option(
+        None, help="File that lines are appended to. Default: events.jsonl in the run's folder."
+    )
+
+
 @hookimpl
 def backdoorkit_executors() -> Iterable[MethodInfo]:
     """One step after the other in this process, or several side by side in others."""
@@ -58,4 +70,16 @@ def backdoorkit_executors() -> Iterable[MethodInfo]:
         summary="Several steps side by side, in worker processes on this machine.",
         implementation="backdoorkit.pipeline._processes:Processes",
         config=ProcessesOptions,
+    )
+
+
+@hookimpl
+def backdoorkit_observers() -> Iterable[MethodInfo]:
+    """A log for programs to read."""
+    yield MethodInfo(
+        name="jsonlines",
+        summary="A log with one line of JSON for every event: steps with their times, results, "
+        "errors.",
+        implementation="backdoorkit.pipeline._json_lines:JsonLines",
+        config=JsonLinesOptions,
     )

@@ -249,7 +249,9 @@ class Recipe:
     threads: int | None = None
     jobs: int | None = None
     oracle: bool = False
-    #: shown beside the results; of no account for what is made
+    #: told what happens; of no account for what is made
+    observers: tuple[MethodChoice, ...] = ()
+    #: shown beside the results; of no account either
     published: tuple[PublishedFigures, ...] = ()
 
     @classmethod
@@ -315,7 +317,7 @@ class Recipe:
                 del values[key]
             split = {spec.name for spec in option_specs(DataOptions)}
             values["data"] = {k: v for k, v in values["data"].items() if k not in split}
-        for key in ("attacks", "defenses", "detectors", "analyses", "metrics"):
+        for key in ("attacks", "defenses", "detectors", "analyses", "metrics", "observers"):
             if self.victim is not None and key == "attacks":
                 continue
             if choices := getattr(self, key):

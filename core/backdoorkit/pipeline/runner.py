@@ -23,6 +23,7 @@ from backdoorkit.pipeline.collect import collect
 from backdoorkit.pipeline.devices import chosen_device
 from backdoorkit.pipeline.fingerprints import plan_of
 from backdoorkit.pipeline.keys import content_key
+from backdoorkit.pipeline.observing import Observers
 from backdoorkit.pipeline.orders import work_order
 from backdoorkit.pipeline.plan import Plan, Step, StepKind
 from backdoorkit.pipeline.preflight import check_methods, check_weights
@@ -71,6 +72,8 @@ class Run:
     device: str
     #: results so far, by step key
     results: dict[str, StepResult] = attrs.field(factory=dict)
+    #: once all steps have been tried
+    table: Table | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -112,17 +115,20 @@ def run_recipe(
     started = datetime.datetime.now(datetime.UTC)
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.threads or threads)
+    observers = Observers(recipe.observers, registry)
     registry.run_begin(run)
+    observers.run_begin(run)
     failure: BaseException | None = None
     try:
-        _execute(run, workshop, started)
-        table = collect(run, rate(run, workshop))
+        _execute(run, workshop, observers, started)
+        table = run.table = collect(run, rate(run, workshop))
         report = write_run(run, table, started=started)
     except BaseException as error:
         failure = error
         raise
     finally:
         torch.set_num_threads(threads)
+        observers.run_end(run, failure)
         registry.run_end(run, failure)
     return RunResult(
         run=run,
@@ -148,7 +154,9 @@ def _victims(run: Run) -> dict[str, Artifact]:
     }
 
 
-def _execute(run: Run, workshop: Workshop, started: datetime.datetime) -> None:
+def _execute(
+    run: Run, workshop: Workshop, observers: Observers, started: datetime.datetime
+) -> None:
     """Split the data, refuse what cannot work, poison, and then all the rest.
 
     Data sets that cannot be read, and attacks that cannot be made, end the run before anything is
@@ -156,7 +164,7 @@ def _execute(run: Run, workshop: Workshop, started: datetime.datetime) -> None:
     """
     chosen = run.recipe.executor
     executor: Executor[Any] = workshop.registry.create(chosen.method, chosen.config)
-    carry_out = _CarryOut(run, workshop)
+    carry_out = _CarryOut(run, workshop, observers)
     try:
         executor.open(work_order(run.recipe, workshop.registry, workshop.store))
         with carry_out.refusing():
@@ -177,9 +185,10 @@ def _execute(run: Run, workshop: Workshop, started: datetime.datetime) -> None:
 class _CarryOut:
     """What an executor calls for every step; see :class:`backdoorkit.contracts.CarryOut`."""
 
-    def __init__(self, run: Run, workshop: Workshop) -> None:
+    def __init__(self, run: Run, workshop: Workshop, observers: Observers) -> None:
         self._run = run
         self._workshop = workshop
+        self._observers = observers
         #: held while hooks run, so that no two of them run at the same time
         self._hooks = threading.Lock()
         self._refusing = False
@@ -195,8 +204,10 @@ class _CarryOut:
             raise self._refusal
 
     def __call__(self, step: Step, elsewhere: Elsewhere | None = None) -> StepResult:
+        self._observers.step_begin(self._run, step)
         result = self._result(step, elsewhere)
         self._run.results[step.key] = result
+        self._observers.step_end(self._run, result)
         return result
 
     def _result(self, step: Step, elsewhere: Elsewhere | None) -> StepResult:
@@ -259,10 +270,10 @@ def _explain(run: Run, step: Step, error: Exception) -> str:
 def _directory(recipe: Recipe, store: Store) -> Path:
     """The same recipe always writes to the same folder, so that a second run replaces the first.
 
-    Where and side by side with what its steps run makes no difference, nor what the results are
-    compared with.
+    Where and side by side with what its steps run makes no difference, nor who
+    watches and what the results are compared with.
     """
-    apart = ("jobs", "published")
+    apart = ("jobs", "published", "observers")
     mapping = {key: value for key, value in recipe.to_mapping().items() if key not in apart}
     text = to_toml({**mapping, "executor": IN_PROCESS})
     return store.root / "runs" / f"{recipe.name}-{content_key(recipe=text)[:8]}"

@@ -46,6 +46,7 @@ _BY_KIND: Final[Mapping[Kind, tuple[Check, ...]]] = {
     Kind.DATASET: _datasets.CHECKS,
     Kind.MODEL: _models.CHECKS,
     Kind.EXECUTOR: (),
+    Kind.OBSERVER: (),
 }
 
 
