@@ -151,6 +151,37 @@ def test_steps_and_their_options_become_a_recipe(recipe):
     assert [table["name"] for table in values["analyses"]] == ["look"]
 
 
+@pytest.mark.parametrize(
+    ("steps", "wanted"),
+    [
+        (["patch", "prune"], False),
+        (["patch", "prune", "twice"], True),
+        (["patch", "scan"], True),
+        (["--no-controls", "patch", "prune", "scan"], False),
+        (["--controls", "patch", "prune"], True),
+    ],
+)
+def test_controls_are_there_where_methods_are_compared_or_asked_for(recipe, steps, wanted):
+    steps = ["defense:twice" if step == "twice" else step for step in steps]
+    assert recipe(*steps).get("controls", False) is wanted
+
+
+def test_a_recipe_file_says_itself_whether_it_wants_controls(recipe, tmp_path):
+    path = tmp_path / "r.toml"
+    tables = '[[attacks]]\nname = "patch"\n[[detectors]]\nname = "scan"\n'
+    path.write_text(tables)
+    assert "controls" not in recipe("-f", str(path))
+    assert recipe("-f", str(path), "--controls")["controls"] is True
+    path.write_text(f"controls = true\n{tables}")
+    assert recipe("-f", str(path))["controls"] is True
+    assert "controls" not in recipe("-f", str(path), "--no-controls")
+
+
+def test_observers_are_added_by_name(recipe):
+    values = recipe("--observer", "jsonlines", "patch")
+    assert [table["name"] for table in values["observers"]] == ["jsonlines"]
+
+
 def test_a_step_may_come_twice_with_other_options(recipe):
     values = recipe("patch", "prune", "--ratio", "0.1", "prune", "--ratio", "0.2")
     assert [table["ratio"] for table in values["defenses"]] == [0.1, 0.2]

@@ -100,6 +100,12 @@ _DEFAULT_STORE: Final = "backdoorkit-runs"
     help="Permit methods to choose levels on test attack success; tables then say so.",
 )
 @click.option(
+    "--controls/--no-controls",
+    default=None,
+    help="Add the clean twin and plain fine-tuning to compare with.  [default: without a recipe "
+    "file, where there are several defenses or a detector]",
+)
+@click.option(
     "--observer",
     "observers",
     metavar="NAME",
@@ -244,6 +250,11 @@ def _recipe(registry: Registry, steps: Sequence[ChainStep], options: Mapping[str
         set_value(values, path, value)
     for step in joined(steps):
         _append(values, step)
+    wants_controls = options["controls"]
+    if wants_controls is None and file is None and "controls" not in values:
+        wants_controls = len(values.get("defenses", ())) > 1 or bool(values.get("detectors"))
+    if wants_controls is not None:
+        values["controls"] = wants_controls
     for name in options["observers"]:
         _add_observer(values, name)
     # Tables that only the command line has made keep the default name.

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import attrs
 
 from backdoorkit.data.options import DataOptions
-from backdoorkit.errors import BackdoorkitError, ConfigError, InputError, Issue, nearest
+from backdoorkit.errors import ConfigError, InputError, Issue, nearest
 from backdoorkit.hooks.info import Kind
 from backdoorkit.hooks.options import option_specs, structure
-from backdoorkit.hooks.published import read_published
 from backdoorkit.hooks.registry import resolve_config
 from backdoorkit.hooks.shared_options import TrainOptions
+from backdoorkit.pipeline._figures import published_figures
 from backdoorkit.pipeline._tables import advised, is_array_of_tables, plain_text
 from backdoorkit.pipeline.catalog import IN_PROCESS, PROCESSES
+from backdoorkit.pipeline.controls import fine_tuning_like
 from backdoorkit.pipeline.portable import open_victim
 from backdoorkit.pipeline.recipe import (
     COMPOSED,
@@ -38,7 +39,6 @@ from backdoorkit.pipeline.recipe import (
 )
 
 if TYPE_CHECKING:
-    from backdoorkit.hooks.published import PublishedFigures
     from backdoorkit.hooks.registry import Method, Registry
     from backdoorkit.pipeline.portable import VictimFolder
 
@@ -81,11 +81,14 @@ class Parser:
         train = self._tables(mapping, "train", self._train, {})
         attacks = self._methods(mapping, "attacks", Kind.ATTACK)
         defenses = self._methods(mapping, "defenses", Kind.DEFENSE)
+        if options and options.controls:
+            defenses += self._control(defenses)
         detectors = self._methods(mapping, "detectors", Kind.DETECTOR)
         analyses = self._methods(mapping, "analyses", Kind.ANALYSIS)
         metrics = self._metrics(mapping)
         observers = self._methods(mapping, "observers", Kind.OBSERVER)
-        published = () if options is None else self._published(options.published)
+        named = options.published if options else ()
+        published = published_figures(named, self._registry, self._fault)
         if not any(mapping.get(key) for key in _STEPS):
             self._fault(
                 "", "nothing to do: name at least one attack, defense, detector or analysis"
@@ -109,6 +112,7 @@ class Parser:
             jobs=options.jobs,
             executor=executor,
             oracle=options.oracle,
+            controls=options.controls,
             observers=observers,
             published=published,
         )
@@ -229,15 +233,11 @@ class Parser:
             )
         return choice
 
-    def _published(self, names: Sequence[str]) -> tuple[PublishedFigures, ...]:
-        """Read now, so that a fault shows before anything is trained."""
-        found: dict[str, PublishedFigures] = {}
-        for name in names:
-            try:
-                found[name] = read_published(self._registry.find_published(name).table)
-            except BackdoorkitError as error:
-                self._fault("published", str(error))
-        return tuple(found.values())
+    def _control(self, defenses: Sequence[MethodChoice]) -> tuple[MethodChoice, ...]:
+        """Plain fine-tuning beside the defenses, where its plugin is installed."""
+        table = fine_tuning_like(defenses, self._registry.methods(Kind.DEFENSE))
+        tables = [] if table is None else [table]
+        return self._methods({"controls": tables}, "controls", Kind.DEFENSE)
 
     def _train(self, table: dict[str, Any], path: str) -> TrainOptions | None:
         return self._structured(TrainOptions, table, path)

@@ -1,4 +1,4 @@
-"""Tables of a recipe as plain values, before anything is made of them."""
+"""Tables of a recipe as plain values, before anything is made of them"""
 
 from __future__ import annotations
 

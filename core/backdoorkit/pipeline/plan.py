@@ -16,6 +16,7 @@ import attrs
 import backdoorkit
 from backdoorkit.hooks.info import ATTACK_NEEDS, Need
 from backdoorkit.hooks.options import unstructure
+from backdoorkit.pipeline.controls import planned_attacks
 from backdoorkit.pipeline.keys import content_key
 from backdoorkit.pipeline.labels import labels, train_labels
 from backdoorkit.pipeline.recipe import (
@@ -147,11 +148,10 @@ class _Builder:
         recipe = self._recipe
         data_labels = labels(recipe.data)
         model_labels = labels(recipe.models)
-        attack_labels = labels(recipe.attacks)
         for data, data_label in zip(recipe.data, data_labels, strict=True):
             for model, model_label in zip(recipe.models, model_labels, strict=True):
                 for train, suffix in zip(recipe.train, train_labels(recipe.train), strict=True):
-                    for attack, attack_label in zip(recipe.attacks, attack_labels, strict=True):
+                    for attack, attack_label, is_control in planned_attacks(recipe, model):
                         for seed in recipe.seeds:
                             names = {
                                 "data": data_label,
@@ -162,10 +162,14 @@ class _Builder:
                             data_step = self._data(data, seed)
                             choices = {"model": model, "attack": attack, "train": train}
                             victim = self._victim_or_found(data_step, choices, seed, names)
-                            yield from self._cells(victim, data_step, names)
+                            yield from self._cells(victim, data_step, names, is_control)
 
-    def _cells(self, victim: Step, data: Step, names: dict[str, Any]) -> Iterator[Entry]:
+    def _cells(
+        self, victim: Step, data: Step, names: dict[str, Any], is_control: bool
+    ) -> Iterator[Entry]:
         recipe = self._recipe
+        if is_control:  # as it is, and as detectors see it
+            recipe = attrs.evolve(recipe, defenses=(), analyses=())
         common = {**names, "victim": victim}
         baseline = self._evaluate(victim, victim, data, "victim", names)
         measure = self._measure(baseline, None, victim, data, names)

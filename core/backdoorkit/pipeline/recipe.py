@@ -223,6 +223,11 @@ class RunOptions:
         False,
         help="Permit methods to choose levels on test attack success; tables then say so.",
     )
+    controls: bool = option(
+        False,
+        help="Add what results are to be compared with: the clean twin as it is and as detectors "
+        "see it, and plain fine-tuning with as many epochs as the longest of the defenses.",
+    )
     published: tuple[str, ...] = option(
         (), help="Tables of published figures that the report puts beside this run's."
     )
@@ -249,6 +254,8 @@ class Recipe:
     threads: int | None = None
     jobs: int | None = None
     oracle: bool = False
+    #: the clean twin is in the table, whatever the attacks are
+    controls: bool = False
     #: told what happens; of no account for what is made
     observers: tuple[MethodChoice, ...] = ()
     #: shown beside the results; of no account either
@@ -309,6 +316,8 @@ class Recipe:
             values["threads"] = self.threads
         if self.jobs is not None:
             values["jobs"] = self.jobs
+        if self.controls:
+            values["controls"] = True
         if self.published:
             values["published"] = [figures.name for figures in self.published]
         if self.victim is not None:
