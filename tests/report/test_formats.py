@@ -72,6 +72,16 @@ def test_seeds_stand_below_their_mean(report):
     assert "| badnets | tsbd | failed | failed | failed |" in report.to_markdown(seeds=True)
 
 
+def test_what_is_no_share_is_no_percentage(write_run):
+    counts = [cell(seed) for seed in (0, 1)]
+    for seed, one in enumerate(counts):
+        one.metrics["pruned units"] = {"value": 12.0 + seed, "is_share": False}
+    report = make_report([read_run(write_run(table(row("badnets", "clp", *counts))))])
+    assert "| badnets | clp | 12.5 ± 0.7071 |" in report.to_markdown()
+    (found,) = records(report.to_csv())
+    assert (found["pruned units"], found["pruned units spread"]) == ("12.5", "0.707107")
+
+
 def test_latex_escapes_and_keeps_to_booktabs(write_run):
     made = table(row("a_b", "50%&{x}\\y", cell(0, ACC=0.5), cell(1, ACC=0.6)))
     text = make_report([read_run(write_run(made, "na_me"))]).to_latex()

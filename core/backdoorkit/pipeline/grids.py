@@ -62,8 +62,10 @@ def to_text(table: Table) -> str:
 def main_grid(table: Table) -> Grid:
     """One row per attack and defense."""
     shown = varying_names(table)
-    header = [*shown, *(f"{column} %" for column in table.columns), "seeds", "seconds"]
-    return header, [_cells(row, shown, table.columns) for row in table.rows]
+    shares = {column: table.is_share(column) for column in table.columns}
+    titles = (f"{column} %" if is_share else column for column, is_share in shares.items())
+    body = [_cells(row, shown, shares) for row in table.rows]
+    return [*shown, *titles, "seeds", "seconds"], body
 
 
 def varying_names(table: Table) -> list[str]:
@@ -82,11 +84,13 @@ def marked(row: Row) -> str:
     return row.defense + "".join(f" ({mark})" for mark in marks)
 
 
-def _cells(row: Row, shown: Sequence[str], columns: Sequence[str]) -> list[str]:
+def _cells(row: Row, shown: Sequence[str], shares: Mapping[str, bool]) -> list[str]:
     names = [marked(row) if name == "defense" else getattr(row, name) for name in shown]
     numbers = [
-        blank(row) if row.errors and row.mean(column) is None else with_spread(row, column)
-        for column in columns
+        blank(row)
+        if row.errors and row.mean(column) is None
+        else with_spread(row, column, is_share=is_share)
+        for column, is_share in shares.items()
     ]
     seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
     done = sum(cell.error is None for cell in row.cells)
@@ -234,9 +238,11 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def with_spread(row: Row, column: str) -> str:
+def with_spread(row: Row, column: str, *, is_share: bool = True) -> str:
+    """The mean over seeds, and its spread where there are several."""
+    show = percent if is_share else number
     mean, spread = row.mean(column), row.spread(column)
-    return percent(mean) if spread is None else f"{percent(mean)} ± {percent(spread)}"
+    return show(mean) if spread is None else f"{show(mean)} ± {show(spread)}"
 
 
 def _align(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:

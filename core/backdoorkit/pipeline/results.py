@@ -209,6 +209,11 @@ class Table:
     findings: tuple[Finding, ...] = ()
     attacks: tuple[AttackCost, ...] = ()
 
+    def is_share(self, column: str) -> bool:
+        """Whether a column's values are shares, to be shown in percent."""
+        values = (cell.metrics.get(column, {}) for row in self.rows for cell in row.cells)
+        return all(value.get("is_share", True) for value in values)
+
     @property
     def failed(self) -> bool:
         return (

@@ -13,7 +13,7 @@ from backdoorkit.pipeline.costs import costs_grid
 from backdoorkit.pipeline.results import NO_DEFENSE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from backdoorkit.pipeline.results import Cell, Row, Table
     from backdoorkit.report.comparing import Comparison
@@ -114,7 +114,7 @@ def make_sections(table: Table, comparisons: Sequence[Comparison]) -> list[Secti
 def _results(table: Table, comparisons: Sequence[Comparison]) -> Section:
     shown = grids.varying_names(table)
     columns = [Column(name=name, is_text=True) for name in shown]
-    columns += [Column(name=f"{metric} %", has_spread=True) for metric in table.columns]
+    columns += [Column(name=_title(table, m), has_spread=True) for m in table.columns]
     published = _published(table, comparisons)
     columns += [
         Column(name=f"{c.name} {metric}", source=c.name, metric=metric) for c, metric in published
@@ -128,7 +128,7 @@ def _results(table: Table, comparisons: Sequence[Comparison]) -> Section:
         )
         beside = tuple(_beside(row, metric, c, index) for c, metric in published)
         done = [cell for cell in row.cells if cell.error is None]
-        values = (*names, *(_mean(row, metric) for metric in table.columns), *beside)
+        values = (*names, *(_mean(row, metric, table) for metric in table.columns), *beside)
         lines.append(
             Line(
                 values=(*values, *_costs(done), _seeds(row, len(done))),
@@ -145,7 +145,7 @@ def _published(table: Table, comparisons: Sequence[Comparison]) -> list[tuple[Co
         (comparison, metric)
         for comparison in comparisons
         for metric in table.columns
-        if any(metric in cell for cell in comparison.cells.values())
+        if table.is_share(metric) and any(metric in cell for cell in comparison.cells.values())
     ]
 
 
@@ -155,12 +155,18 @@ def _kind(row: Row) -> str:
     return "control" if is_control(row) else ""
 
 
-def _mean(row: Row, metric: str) -> Value:
+def _title(table: Table, metric: str) -> str:
+    return f"{metric} %" if table.is_share(metric) else metric
+
+
+def _mean(row: Row, metric: str, table: Table) -> Value:
     mean, spread = row.mean(metric), row.spread(metric)
     if mean is None:
         return Value(grids.blank(row) if row.errors else "-")
-    points = None if spread is None else 100 * spread
-    return Value(grids.with_spread(row, metric), 100 * mean, points)
+    is_share = table.is_share(metric)
+    factor = 100 if is_share else 1
+    text = grids.with_spread(row, metric, is_share=is_share)
+    return Value(text, factor * mean, None if spread is None else factor * spread)
 
 
 def _beside(row: Row, metric: str, comparison: Comparison, index: int) -> Value:
@@ -216,7 +222,7 @@ def _one_seed(
 ) -> tuple[Value, ...]:
     alone = attrs.evolve(row, cells=(cell,))
     done = [] if cell.error else [cell]
-    numbers = [_mean(alone, metric) for metric in table.columns]
+    numbers = [_mean(alone, metric, table) for metric in table.columns]
     blank = (Value("-"),) * published
     return (*names, *numbers, *blank, *_costs(done), Value(f"seed {cell.seed}", cell.seed))
 
@@ -239,7 +245,7 @@ def _averages(table: Table, comparisons: Sequence[Comparison]) -> Iterator[Secti
     if most < 2:
         return
     columns = [Column(name=key, is_text=True) for key in keys]
-    columns += [Column(name=f"{metric} %") for metric in table.columns]
+    columns += [Column(name=_title(table, metric)) for metric in table.columns]
     published = _published(table, comparisons)
     columns += [
         Column(name=f"{c.name} {metric}", source=c.name, metric=metric) for c, metric in published
@@ -248,8 +254,12 @@ def _averages(table: Table, comparisons: Sequence[Comparison]) -> Iterator[Secti
     lines = []
     for names, group in groups.items():
         rows = [row for _, row in group]
-        values = [Value(name) for name in names]
-        values += [_average(row.mean(metric) for row in rows) for metric in table.columns]
+        marked = grids.marked(next((row for row in rows if row.oracle), rows[0]))
+        values = [
+            Value(marked if key == "defense" else name)
+            for key, name in zip(keys, names, strict=True)
+        ]
+        values += [_average(rows, metric, table) for metric in table.columns]
         values += [_published_average(group, metric, c) for c, metric in published]
         done = sum(any(row.values(metric) for metric in table.columns) for row in rows)
         text = str(done) if done == len(rows) else f"{done} of {len(rows)}"
@@ -264,11 +274,13 @@ def _averages(table: Table, comparisons: Sequence[Comparison]) -> Iterator[Secti
     )
 
 
-def _average(shares: Iterable[float | None]) -> Value:
-    known = [share for share in shares if share is not None]
+def _average(rows: Sequence[Row], metric: str, table: Table) -> Value:
+    known = [mean for row in rows if (mean := row.mean(metric)) is not None]
     if not known:
         return Value("-")
     mean = statistics.fmean(known)
+    if not table.is_share(metric):
+        return Value(grids.number(mean), mean)
     return Value(grids.percent(mean), 100 * mean)
 
 
