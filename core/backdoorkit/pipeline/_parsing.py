@@ -222,8 +222,9 @@ class Parser:
     ) -> MethodChoice | None:
         """Where steps run: a name, or a table with options; what suits ``jobs`` by default."""
         jobs = 1 if options is None or options.jobs is None else options.jobs
-        value = mapping.get("executor", IN_PROCESS if jobs == 1 else PROCESSES)
-        table = dict(value) if isinstance(value, Mapping) else {"name": value}
+        default = IN_PROCESS if jobs == 1 else PROCESSES
+        value = mapping.get("executor", default)
+        table = {"name": default, **value} if isinstance(value, Mapping) else {"name": value}
         choice = self._choice(table, "executor", Kind.EXECUTOR, MethodChoice)
         if choice is not None and choice.name == IN_PROCESS and jobs > 1:
             self._fault(
