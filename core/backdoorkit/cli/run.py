@@ -53,6 +53,11 @@ _DEFAULT_STORE: Final = "backdoorkit-runs"
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Recipe (TOML). Options and steps given beside it change and extend it.",
 )
+@click.option(
+    "--scale",
+    metavar="NAME",
+    help="Carry the recipe out smaller, as its table [scale.NAME] says.  [default full]",
+)
 @click.option("--data", metavar="NAME", help="Data set.  [default digits]")
 @click.option("--model", metavar="NAME", help="Architecture.  [default small-cnn]")
 @click.option(
@@ -228,7 +233,9 @@ def _keep(result: RunResult, *, victims: Path | None, pictures: Path | None) -> 
 
 def _recipe(registry: Registry, steps: Sequence[ChainStep], options: Mapping[str, Any]) -> Recipe:
     file: Path | None = options["file"]
-    values = {} if file is None else read_recipe_file(file)
+    if file is None and options["scale"] is not None:
+        raise InputError("--scale is for a recipe file; give one with -f")
+    values = {} if file is None else read_recipe_file(file, options["scale"])
     from_file = set(values)
     shorthands = {
         "victim": None if options["victim"] is None else HereText(options["victim"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -10,13 +9,20 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import attrs
 
 from backdoorkit.data.options import DataOptions
-from backdoorkit.errors import ConfigError, InputError, Issue, nearest
+from backdoorkit.errors import ConfigError, InputError, Issue
 from backdoorkit.hooks.info import Kind
 from backdoorkit.hooks.options import option_specs, structure
 from backdoorkit.hooks.registry import resolve_config
 from backdoorkit.hooks.shared_options import TrainOptions
 from backdoorkit.pipeline._figures import published_figures
-from backdoorkit.pipeline._tables import advised, is_array_of_tables, plain_text
+from backdoorkit.pipeline._tables import (
+    advised,
+    by_path,
+    faults_of_run,
+    is_array_of_tables,
+    plain_text,
+    unknown_keys,
+)
 from backdoorkit.pipeline.catalog import IN_PROCESS, PROCESSES
 from backdoorkit.pipeline.controls import fine_tuning_like
 from backdoorkit.pipeline.portable import open_victim
@@ -37,6 +43,7 @@ from backdoorkit.pipeline.recipe import (
     RunOptions,
     Statistics,
 )
+from backdoorkit.pipeline.sweeps import SWEEP, Variant, sweep_faults, variants
 
 if TYPE_CHECKING:
     from backdoorkit.hooks.registry import Method, Registry
@@ -49,9 +56,6 @@ _TABLES: Final = ("data", "model", "train", *_STEPS, "metrics", "observers")
 #: What a victim brings with it.
 _FROM_VICTIM: Final = ("seeds", "model", "train", "attacks")
 _NORMALIZATIONS: Final = ("data", "none", "imagenet")
-#: A name becomes a folder's.
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+)?")
 T = TypeVar("T")
 C = TypeVar("C", bound=MethodChoice)
 
@@ -67,7 +71,7 @@ class Parser:
     def recipe(self, mapping: Mapping[str, Any]) -> Recipe | None:
         """The recipe; None, or not to be used, where there are ``issues``."""
         keys = tuple(attrs.fields_dict(RunOptions))
-        self._refuse_unknown(mapping, (*keys, *_TABLES, "victim"))
+        self.issues += unknown_keys(mapping, (*keys, *_TABLES, "victim"))
         victim = None
         if "victim" in mapping:
             victim = self._victim(mapping)
@@ -127,7 +131,8 @@ class Parser:
         for key in _FROM_VICTIM:
             if key in mapping:
                 self._fault(key, "comes from the victim; leave it out")
-        if isinstance(mapping.get("data", {}), list | tuple):
+        data = mapping.get("data", {})
+        if isinstance(data, list | tuple) or (isinstance(data, Mapping) and SWEEP in data):
             self._fault("data", "must be one table: a victim was trained on one data set")
         try:
             victim = open_victim(Path(self._absolute(value)))
@@ -155,12 +160,11 @@ class Parser:
         """One table, or an array of several."""
         value = mapping.get(key, default)
         if isinstance(value, Mapping):
-            parsed = parse(dict(value), key)
-            return () if parsed is None else (parsed,)
+            return self._each({key: value}, parse)
         if not is_array_of_tables(value) or not value:
             self._fault(key, f"must be a table ([{key}]) or several ([[{key}]]), not {value!r}")
             return ()
-        return self._each(value, key, parse)
+        return self._each(by_path(value, key), parse)
 
     def _methods(
         self, mapping: Mapping[str, Any], key: str, kind: Kind
@@ -175,24 +179,37 @@ class Parser:
                 return self._composed(table, path)
             return self._choice(table, path, kind, MethodChoice)
 
-        return self._each(value, key, parse)
+        return self._each(by_path(value, key), parse)
 
     def _each(
         self,
-        tables: Sequence[Mapping[str, Any]],
-        key: str,
+        tables: Mapping[str, Mapping[str, Any]],
         parse: Callable[[dict[str, Any], str], T | None],
     ) -> tuple[T, ...]:
+        """Each table by its path, and of one with a sweep each variant."""
         made: dict[str, T] = {}
-        for index, table in enumerate(tables):
-            path = f"{key}[{index}]"
-            parsed = parse(dict(table), path)
-            first = next((other for other, item in made.items() if item == parsed), None)
-            if first is not None:
-                self._fault(path, f"is the same as {first}; leave one of them out")
-            elif parsed is not None:
-                made[path] = parsed
+        for path, table in tables.items():
+            faults = list(sweep_faults(table, path))
+            self.issues += faults
+            for variant in () if faults else variants(table, path):
+                parsed = self._variant(variant, parse)
+                first = next((other for other, item in made.items() if item == parsed), None)
+                if first is not None:
+                    self._fault(variant.title, f"is the same as {first}; leave one of them out")
+                elif parsed is not None:
+                    made[variant.title] = parsed
         return tuple(made.values())
+
+    def _variant(
+        self, variant: Variant, parse: Callable[[dict[str, Any], str], T | None]
+    ) -> T | None:
+        """Faults that several variants share are told once."""
+        before, self.issues = self.issues, []
+        parsed = parse(dict(variant.table), variant.path)
+        found = map(variant.located, self.issues)
+        self.issues = before
+        self.issues += (issue for issue in found if not variant.positions or issue not in before)
+        return parsed
 
     # -- one table of each sort --------------------------------------------------------------------
 
@@ -203,18 +220,7 @@ class Parser:
         )
         if options is None:
             return None
-        if not _NAME.fullmatch(options.name):
-            self._fault(
-                "name",
-                "must be letters, digits, '.', '_' and '-', beginning with a letter or digit, "
-                f"not {options.name!r}",
-            )
-        if not _DEVICE.fullmatch(options.device):
-            self._fault("device", f"must be auto, cpu, cuda or cuda:N, not {options.device!r}")
-        if not options.seeds:
-            self._fault("seeds", "must name at least one seed")
-        if len(set(options.seeds)) < len(options.seeds):
-            self._fault("seeds", f"must differ from each other, not {list(options.seeds)}")
+        self.issues += faults_of_run(options)
         return options
 
     def _executor(
@@ -298,10 +304,11 @@ class Parser:
 
     def _composed(self, table: dict[str, Any], path: str) -> ComposedChoice | None:
         """Several attacks as one: each poisons samples that the others leave alone."""
-        self._refuse_unknown(table, ("name", "parts"), f"{path}.")
+        self.issues += unknown_keys(table, ("name", "parts"), f"{path}.")
         value: Any = table.get("parts")
-        if not is_array_of_tables(value) or len(value) < 2:
-            self._fault(f"{path}.parts", "must be an array of at least two tables, one per attack")
+        if not is_array_of_tables(value) or len(value) < 2 or any(SWEEP in part for part in value):
+            what = "must be an array of at least two tables, one per attack, without sweeps"
+            self._fault(f"{path}.parts", what)
             return None
 
         def parse(part: dict[str, Any], where: str) -> MethodChoice | None:
@@ -319,7 +326,7 @@ class Parser:
                 )
             return choice
 
-        parts = self._each(value, f"{path}.parts", parse)
+        parts = self._each(by_path(value, f"{path}.parts"), parse)
         return ComposedChoice(name=COMPOSED, config=NoOptions(), parts=parts)
 
     # -- methods -----------------------------------------------------------------------------------
@@ -382,15 +389,6 @@ class Parser:
         except ConfigError as error:
             self.issues += error.issues
             return None
-
-    def _refuse_unknown(
-        self, mapping: Mapping[str, Any], known: Sequence[str], path: str = ""
-    ) -> None:
-        for key in mapping:
-            if key not in known:
-                close = nearest(key, known)
-                advice = f"did you mean {close!r}?" if close else f"known: {', '.join(known)}"
-                self._fault(f"{path}{key}", f"unknown key; {advice}")
 
     def _fault(self, path: str, message: str) -> None:
         self.issues.append(Issue(path, message))

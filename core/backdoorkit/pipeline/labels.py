@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from backdoorkit.hooks.options import option_specs, unstructure
+from backdoorkit.hooks.options import unstructure
 from backdoorkit.pipeline.recipe import ComposedChoice
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from backdoorkit.hooks.shared_options import TrainOptions
     from backdoorkit.pipeline.recipe import MethodChoice
@@ -31,26 +31,21 @@ def _distinguishing(choice: MethodChoice, choices: Sequence[MethodChoice]) -> st
         columns = zip(*(other.parts for other in alike), strict=True)
         found = [_distinguishing(p, c) for p, c in zip(choice.parts, columns, strict=True)]
         return "; ".join(f for f in found if f != "repeated") or "repeated"
-    same = [other.config for other in choices if other.name == choice.name]
-    varying = [
-        spec.name
-        for spec in option_specs(type(choice.config))
-        if len({repr(getattr(config, spec.name)) for config in same}) > 1
-    ]
-    own = unstructure(choice.config)
-    return ", ".join(f"{name}={own.get(name)}" for name in varying) or "repeated"
+    tables = [other.to_mapping() for other in choices if other.name == choice.name]
+    return ", ".join(_told_apart(choice.to_mapping(), tables)) or "repeated"
+
+
+def _told_apart(own: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What tells one table from those ``alike``, in the order of their options."""
+    names = dict.fromkeys(name for table in alike for name in table)
+    for name in names:
+        if len({repr(table.get(name)) for table in alike}) > 1:
+            yield f"{name}={own.get(name)}"
 
 
 def train_labels(options: Sequence[TrainOptions]) -> list[str]:
     """What tells several trainings apart, in brackets; nothing where there is one."""
     if len(options) == 1:
         return [""]
-    varying = [
-        spec.name
-        for spec in option_specs(type(options[0]))
-        if len({repr(getattr(option, spec.name)) for option in options}) > 1
-    ]
-    return [
-        f" ({', '.join(f'{name}={getattr(option, name)}' for name in varying)})"
-        for option in options
-    ]
+    tables = [unstructure(option) for option in options]
+    return [f" ({', '.join(_told_apart(table, tables))})" for table in tables]

@@ -16,6 +16,7 @@ from backdoorkit.data.options import DataOptions
 from backdoorkit.errors import ConfigError, ContractError, InputError
 from backdoorkit.hooks.options import option, option_specs, unstructure
 from backdoorkit.pipeline.catalog import IN_PROCESS
+from backdoorkit.pipeline.scales import at_scale
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -296,9 +297,9 @@ class Recipe:
         return recipe
 
     @classmethod
-    def from_file(cls, path: Path, registry: Registry) -> Recipe:
+    def from_file(cls, path: Path, registry: Registry, scale: str | None = None) -> Recipe:
         """The recipe in a TOML file; relative paths in it start from its folder."""
-        return cls.from_mapping(read_recipe_file(path), registry, path.parent)
+        return cls.from_mapping(read_recipe_file(path, scale), registry, path.parent)
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values with every default written out; TOML and JSON ready."""
@@ -340,10 +341,11 @@ class Recipe:
         return to_toml(self.to_mapping())
 
 
-def read_recipe_file(path: Path) -> dict[str, Any]:
-    """Plain values of a TOML file; ``name`` is the file's own where it gives none.
+def read_recipe_file(path: Path, scale: str | None = None) -> dict[str, Any]:
+    """Plain values of a TOML file at a scale; ``name`` is the file's own where it gives none.
 
-    Raises :class:`InputError` in one line, with the line number where the file is not TOML.
+    Raises :class:`InputError` in one line, with the line number where the file is not TOML; every
+    fault of the scale's tables at once.
     """
     import tomllib
 
@@ -363,7 +365,7 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
     values.setdefault(
         "name", re.sub(r"[^\w.-]+", "-", path.stem, flags=re.ASCII).strip("-.") or "run"
     )
-    return values
+    return at_scale(values, scale)
 
 
 def _name_or_table(choice: MethodChoice) -> Any:
