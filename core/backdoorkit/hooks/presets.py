@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
+
 from backdoorkit.errors import ConfigError, Issue, UnknownNameError
 from backdoorkit.hooks.options import structure, unstructure
+from backdoorkit.hooks.shared_options import TrainOptions
 
 if TYPE_CHECKING:
     from backdoorkit.hooks._loading import Method
@@ -15,6 +18,7 @@ __all__ = ["PAPER", "deviating_preset", "resolve_config"]
 
 #: Presets with a paper's own settings deviate from nothing.
 PAPER: Final = "paper"
+_BUDGET: Final = frozenset(attrs.fields_dict(TrainOptions))
 
 
 def resolve_config(method: Method, values: Mapping[str, Any], path: str = "") -> Any:
@@ -51,7 +55,9 @@ def deviating_preset(method: Method, config: Any) -> str:
     """Name of the preset of released code that ``config`` follows; empty where it follows none.
 
     A preset is followed where every option on which it differs from both the defaults and the
-    paper's preset has the preset's value, whatever the others are set to.
+    paper's preset has the preset's value, whatever the others are set to. Options that all
+    trainings have, such as epochs, are often changed to fit the data, and count only where no
+    others differ.
     """
     given = unstructure(config)
     settled = [_values(method, {})]
@@ -64,6 +70,7 @@ def deviating_preset(method: Method, config: Any) -> str:
             for key, value in values.items()
             if all(other.get(key, value) != value for other in settled if other)
         }
+        own = {key: own[key] for key in own if key not in _BUDGET} or own
         if own and all(given.get(key) == value for key, value in own.items()):
             return name
     return ""
