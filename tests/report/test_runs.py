@@ -63,6 +63,8 @@ def test_a_finished_run_is_its_table(write_run, some_table):
         ("table.json", '{"columns": 3}'),
         ("record.json", "{"),
         ("record.json", "[]"),
+        ("record.json", '{"steps": 3}'),
+        ("record.json", '{"steps": [{}]}'),
     ],
 )
 def test_a_damaged_file_is_named(write_run, some_table, name, content):

@@ -143,6 +143,7 @@ def _record_facts(record: PluginRecord) -> dict[str, Any]:
         "state": record.state.value,
         "error": record.error,
         "methods": list(record.methods),
+        "published": list(record.published),
         "import_ms": round(record.import_ms, 2),
     }
 

@@ -141,6 +141,7 @@ def read_run(directory: Path) -> StoredRun:
     if is_over:
         table = _read_json(directory / TABLE_FILE)
         assert record is not None
+        _check_steps(record, directory / RECORD_FILE)
         name = str(record.get("name", directory.name))
         try:
             made = Table.from_json({} if table is None else table)
@@ -150,6 +151,31 @@ def read_run(directory: Path) -> StoredRun:
     if plan is None:
         raise InputError(f"{directory} has no {RECORD_FILE}: it is no run, or was cut short")
     return _unfinished(facts, plan)
+
+
+#: What a step of a record must have, whoever wrote it.
+_STEP: Final[Mapping[str, type | tuple[type, ...]]] = {
+    "kind": str,
+    "key": str,
+    "label": str,
+    "seed": int,
+    "inputs": dict,
+    "facts": dict,
+    "reused": bool,
+    "error": (str, type(None)),
+}
+
+
+def _check_steps(record: Mapping[str, Any], path: Path) -> None:
+    steps = record.get("steps", [])
+    for step in steps if isinstance(steps, list) else [None]:
+        wrong = (
+            not isinstance(step, dict)
+            or any(not isinstance(step.get(key), kind) for key, kind in _STEP.items())
+            or any(not isinstance(key, str) for key in step["inputs"].values())
+        )
+        if wrong:
+            raise InputError(f"{path} is damaged: its steps are not those of a run")
 
 
 def _victim_names(plan: Mapping[str, Any]) -> dict[str, dict[str, str]]:
