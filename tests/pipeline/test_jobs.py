@@ -228,7 +228,8 @@ def test_methods_of_this_process_alone_are_refused(
         ({"jobs": 2, "executor": "in-process"}, "one step at a time, and jobs is 2"),
         ({"executor": "proceses"}, "did you mean 'processes'"),
         ({"executor": {"name": "processes", "retry": 1}}, "did you mean 'retries'"),
-        ({"executor": {"retries": 1}}, r"executor\.name: must name the executor"),
+        ({"executor": {"retries": 1}}, r"executor\.retries: unknown key"),
+        ({"executor": 3}, r"executor\.name: must be text, not 3"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -248,6 +249,8 @@ def test_where_steps_run_survives_toml(registry: Registry, tmp_path: Path) -> No
     }
     recipe = Recipe.from_mapping(values, registry)
     assert recipe.executor.name == "processes"
+    options = {**values, "executor": {"retries": 2}}
+    assert Recipe.from_mapping(options, registry) == recipe
     path = tmp_path / "recipe.toml"
     path.write_text(recipe.to_toml())
     assert Recipe.from_file(path, registry) == recipe
