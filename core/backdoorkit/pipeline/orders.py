@@ -30,7 +30,7 @@ __all__ = ["Footprint", "WorkOrder", "footprint", "require_same_versions", "work
 
 _CORE: Final = "backdoorkit"
 #: How a run is carried out; of no importance to who makes one step of it.
-_OF_THE_RUN: Final = ("executor", "jobs")
+_OF_THE_RUN: Final = ("executor", "jobs", "observers", "published")
 
 
 @attrs.frozen(kw_only=True)
