@@ -177,6 +177,13 @@ def test_a_recipe_file_says_itself_whether_it_wants_controls(recipe, tmp_path):
     assert "controls" not in recipe("-f", str(path), "--no-controls")
 
 
+def test_published_tables_are_looked_up_by_name(registry, recipe, call):
+    assert (
+        "no table of published figures is called 'x'"
+        in call("run", "--dry-run", "--published", "x", "patch").stderr
+    )
+
+
 def test_observers_are_added_by_name(recipe):
     values = recipe("--observer", "jsonlines", "patch")
     assert [table["name"] for table in values["observers"]] == ["jsonlines"]

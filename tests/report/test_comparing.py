@@ -6,7 +6,7 @@ import attrs
 
 from backdoorkit.hooks.published import PublishedFigures
 from backdoorkit.pipeline.results import Named, Origin
-from backdoorkit.report.comparing import compare
+from backdoorkit.report.comparing import compare, comparison_text
 
 from .conftest import cell, row
 
@@ -79,3 +79,19 @@ def test_source_setting_corrections_and_doubtful_matches_are_told():
     assert notes[0] == "their-table1: Them (Venue 2020). Measured there: another network."
     assert notes[1] == "their-table1, correction: ft on badnets: 1, not 7."
     assert "its row badnets, ft stands beside 2 rows here" in notes[2]
+
+
+def test_on_a_terminal_the_paper_s_rows_are_a_section_with_their_source():
+    rows = [
+        row("badnets", "no defense", cell(0, ACC=0.9), cell(1, ACC=0.92)),
+        row("badnets", "ft", cell(0, ACC=0.9, ASR=0.015)),
+        row("badnets", "nad", cell(0, ACC=0.9)),
+    ]
+    lines = comparison_text(rows, FIGURES).splitlines()
+    assert lines[:4] == [
+        "attack   defense     their-table1 ACC  their-table1 ASR",
+        "-------  ----------  ----------------  ----------------",
+        "badnets  no defense      91.00 (0.00)             99.00",
+        "badnets  ft              90.00 (0.00)      1.00 (+0.50)",
+    ]
+    assert lines[5].startswith("their-table1: Them (Venue 2020)")

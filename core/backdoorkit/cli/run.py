@@ -111,6 +111,13 @@ _DEFAULT_STORE: Final = "backdoorkit-runs"
     "file, where there are several defenses or a detector]",
 )
 @click.option(
+    "--published",
+    metavar="NAME",
+    multiple=True,
+    help="Put a paper's table beside the results; repeatable. 'backdoorkit report "
+    "--list-published' lists them.",
+)
+@click.option(
     "--observer",
     "observers",
     metavar="NAME",
@@ -202,6 +209,10 @@ def _show(result: RunResult, recipe: Recipe, *, as_json: bool, report: Path | No
         click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
         click.echo(result.table.to_text())
+        for figures in recipe.published:
+            from backdoorkit.report.comparing import comparison_text
+
+            click.echo(f"\n{comparison_text(result.table.rows, figures)}")
     if report is not None:
         try:
             report.parent.mkdir(parents=True, exist_ok=True)
@@ -257,13 +268,7 @@ def _recipe(registry: Registry, steps: Sequence[ChainStep], options: Mapping[str
         set_value(values, path, value)
     for step in joined(steps):
         _append(values, step)
-    wants_controls = options["controls"]
-    if wants_controls is None and file is None and "controls" not in values:
-        wants_controls = len(values.get("defenses", ())) > 1 or bool(values.get("detectors"))
-    if wants_controls is not None:
-        values["controls"] = wants_controls
-    for name in options["observers"]:
-        _add_observer(values, name)
+    _accompany(values, options)
     # Tables that only the command line has made keep the default name.
     for room, name in (("data", DEFAULT_DATA), ("model", DEFAULT_MODEL)):
         if "victim" in values:
@@ -296,6 +301,20 @@ def _append(values: dict[str, Any], step: ChainStep) -> None:
     # Anything else is refused with the rest of the recipe's faults.
     if isinstance(tables, list):
         tables.append(copy.copy(step.table))
+
+
+def _accompany(values: dict[str, Any], options: Mapping[str, Any]) -> None:
+    """What stands beside the results, and who watches."""
+    wants_controls = options["controls"]
+    if wants_controls is None and options["file"] is None and "controls" not in values:
+        wants_controls = len(values.get("defenses", ())) > 1 or bool(values.get("detectors"))
+    if wants_controls is not None:
+        values["controls"] = wants_controls
+    before = values.get("published", [])
+    if options["published"] and isinstance(before, list):
+        values["published"] = list(dict.fromkeys([*before, *options["published"]]))
+    for name in options["observers"]:
+        _add_observer(values, name)
 
 
 def _add_observer(values: dict[str, Any], name: str) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Grid",
+    "aligned",
     "blank",
     "findings_grids",
     "footnotes",
@@ -53,7 +54,7 @@ def to_text(table: Table) -> str:
     sections += findings_grids(table)
     if table.attacks:
         sections.append(costs_grid(table.attacks))
-    text = [_align(header, body) for header, body in sections]
+    text = [aligned(header, body) for header, body in sections]
     if notes := footnotes(table):
         text.append("\n".join(notes))
     return "\n\n".join(text)
@@ -245,7 +246,8 @@ def with_spread(row: Row, column: str, *, is_share: bool = True) -> str:
     return show(mean) if spread is None else f"{show(mean)} ± {show(spread)}"
 
 
-def _align(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def aligned(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Columns of text to the left, of numbers to the right."""
     widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
     text_columns = sum(name in _TEXT_COLUMNS for name in header)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from backdoorkit.pipeline.grids import aligned, percent
 from backdoorkit.pipeline.results import NO_DEFENSE, Named
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from backdoorkit.hooks.published import PublishedFigures
     from backdoorkit.pipeline.results import Row
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare", "comparison_text", "with_difference"]
 
 #: What published tables call the clean model, and the model without a defense.
 _NOTHING: Final = "none"
@@ -35,6 +36,32 @@ class Comparison:
     @property
     def name(self) -> str:
         return self.figures.name
+
+
+def comparison_text(rows: Sequence[Row], figures: PublishedFigures) -> str:
+    """A section for a terminal: the rows that the paper has too, theirs and ours minus theirs."""
+    found = compare(rows, figures)
+    header = ["attack", "defense", *(f"{figures.name} {column}" for column in figures.columns)]
+    body = [
+        [rows[i].attack, rows[i].defense, *(_beside(rows[i], c, cell) for c in figures.columns)]
+        for i, cell in found.cells.items()
+    ]
+    lines = [aligned(header, body)] if body else []
+    return "\n\n".join([*lines, "\n".join(found.notes)])
+
+
+def _beside(row: Row, column: str, published: Mapping[str, float]) -> str:
+    theirs, ours = published.get(column), row.mean(column)
+    if theirs is None:
+        return "-"
+    return f"{theirs:.2f}" if ours is None else with_difference(theirs, 100 * ours - theirs)
+
+
+def with_difference(published: float, difference: float) -> str:
+    """``91.32 (−15.47)``: theirs, and ours minus theirs in points, with a real minus."""
+    text = percent(abs(difference) / 100)
+    sign = "" if float(text) == 0 else ("+" if difference > 0 else "−")
+    return f"{published:.2f} ({sign}{text})"
 
 
 def compare(rows: Sequence[Row], figures: PublishedFigures) -> Comparison:

@@ -11,6 +11,7 @@ from backdoorkit.pipeline import grids
 from backdoorkit.pipeline.controls import is_control
 from backdoorkit.pipeline.costs import costs_grid
 from backdoorkit.pipeline.results import NO_DEFENSE
+from backdoorkit.report.comparing import with_difference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -177,13 +178,7 @@ def _beside(row: Row, metric: str, comparison: Comparison, index: int) -> Value:
     if mean is None:
         return Value(f"{published:.2f}", published)
     difference = 100 * mean - published
-    return Value(f"{published:.2f} ({_signed(difference)})", published, None, difference)
-
-
-def _signed(points: float) -> str:
-    """With a real minus, two decimals, rounded as percentages are."""
-    text = grids.percent(abs(points) / 100)
-    return text if float(text) == 0 else ("+" if points > 0 else "−") + text
+    return Value(with_difference(published, difference), published, None, difference)
 
 
 _COST_COLUMNS: Final = (
@@ -298,7 +293,7 @@ def _published_average(
     if len(known) < len(ours):
         return Value(f"{mean:.2f}", mean)
     difference = 100 * statistics.fmean(known) - mean
-    return Value(f"{mean:.2f} ({_signed(difference)})", mean, None, difference)
+    return Value(with_difference(mean, difference), mean, None, difference)
 
 
 # -- sections that are text already ----------------------------------------------------------------
