@@ -20,14 +20,12 @@ from backdoorkit.contracts import (
     AnalysisResult,
     Architecture,
     Attack,
-    CarryOut,
     Dataset,
     Defense,
     DefenseResult,
     DetectionMetric,
     DetectionResult,
     Detector,
-    Executor,
     InputFilter,
     Metric,
     MetricValue,
@@ -58,6 +56,7 @@ from backdoorkit.models.structure import (
     Structure,
     find_structure,
 )
+from backdoorkit.placing import CarryOut, Executor
 from backdoorkit.report.pictures import Sheet, contact_sheet
 from backdoorkit.selection import largest_accepted, split_reserve
 from backdoorkit.surrogates import train_surrogate

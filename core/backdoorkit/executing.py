@@ -7,7 +7,6 @@ An executor is a place where steps run. One that makes them in other processes i
 from __future__ import annotations
 
 from backdoorkit._progress import Progress
-from backdoorkit.contracts import CarryOut, Executor
 from backdoorkit.errors import DamagedArtifactError, InputError, LostWorkerError
 from backdoorkit.pipeline.dispatch import StoppedError, in_order
 from backdoorkit.pipeline.orders import Footprint, WorkOrder, footprint
@@ -15,6 +14,7 @@ from backdoorkit.pipeline.plan import Step
 from backdoorkit.pipeline.relay import Event, EventProgress, LogEvents, Replay
 from backdoorkit.pipeline.store import MANIFEST, Artifact, Draft, Store
 from backdoorkit.pipeline.worker import StepWorker, failure
+from backdoorkit.placing import CarryOut, Executor
 
 __all__ = [
     "MANIFEST",

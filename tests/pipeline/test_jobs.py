@@ -39,7 +39,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder
     sys.path.remove(str(folder))
     for name in TOYS:
-        sys.modules.pop(f"{name}_methods", None)
+        module = sys.modules.get(f"{name}_methods")
+        # Other tests have a module of that name from elsewhere.
+        if module is not None and Path(str(module.__file__)).parent == folder:
+            del sys.modules[module.__name__]
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ def create_method(method: Method, config: Any) -> Any:
 
 def _implementation(method: Method) -> type:
     from backdoorkit import contracts
+    from backdoorkit.placing import Executor
     from backdoorkit.watching import Observer
 
     bases: dict[Kind, type[Any]] = {
@@ -47,7 +48,7 @@ def _implementation(method: Method) -> type:
         Kind.METRIC: contracts.Metric,
         Kind.DATASET: contracts.Dataset,
         Kind.MODEL: contracts.Architecture,
-        Kind.EXECUTOR: contracts.Executor,
+        Kind.EXECUTOR: Executor,
         Kind.OBSERVER: Observer,
     }
     target = method.info.implementation

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backdoorkit.contracts import Executor
 from backdoorkit.pipeline.catalog import InProcessOptions
+from backdoorkit.placing import Executor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backdoorkit.contracts import CarryOut
     from backdoorkit.pipeline.plan import Step
+    from backdoorkit.placing import CarryOut
 
 __all__ = ["InProcess"]
 

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from backdoorkit.contracts import Executor
 from backdoorkit.errors import LostWorkerError
 from backdoorkit.pipeline.catalog import ProcessesOptions
 from backdoorkit.pipeline.dispatch import StoppedError, in_order
 from backdoorkit.pipeline.relay import Replay
+from backdoorkit.placing import Executor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from backdoorkit._progress import Progress
-    from backdoorkit.contracts import CarryOut
     from backdoorkit.pipeline.orders import WorkOrder
     from backdoorkit.pipeline.plan import Step
+    from backdoorkit.placing import CarryOut
 
 __all__ = ["Processes"]
 

@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backdoorkit.context import Progress
-    from backdoorkit.contracts import Elsewhere, Executor
     from backdoorkit.hooks.registry import Registry
     from backdoorkit.pipeline.recipe import Recipe
     from backdoorkit.pipeline.results import Table
     from backdoorkit.pipeline.store import Artifact, Store
+    from backdoorkit.placing import Elsewhere, Executor
 
 __all__ = ["Run", "RunResult", "StepResult", "chosen_device", "run_recipe"]
 
@@ -183,7 +183,7 @@ def _execute(
 
 
 class _CarryOut:
-    """What an executor calls for every step; see :class:`backdoorkit.contracts.CarryOut`."""
+    """What an executor calls for every step; see :class:`backdoorkit.placing.CarryOut`."""
 
     def __init__(self, run: Run, workshop: Workshop, observers: Observers) -> None:
         self._run = run
