@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
+import threading
 import time
 import types
 
@@ -116,3 +118,67 @@ def test_bars_on_a_terminal_without_colour_where_that_is_asked(monkeypatch, no_c
     assert "training [1]" in shown
     assert "3/4" in shown
     assert ("\x1b[32m" in shown) is not no_color
+
+
+def side_by_side(progress, registry, show):
+    """Two steps in threads, each with a loop; ``show`` is called while both go on."""
+    begun, over = threading.Barrier(3), threading.Event()
+
+    def make(label):
+        task = progress.start(label, 4)
+        progress.advance(task, 3)
+        begun.wait(10)
+        over.wait(10)
+        progress.advance(task)
+        progress.finish(task)
+        return done()
+
+    threads = [
+        threading.Thread(target=carry_out, args=(registry, STEPS[n], lambda n=n: make(f"loop {n}")))
+        for n in (0, 1)
+    ]
+    for thread in threads:
+        thread.start()
+    begun.wait(10)
+    show()
+    over.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_steps_side_by_side_have_a_line_each_and_loops_of_their_own(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    registry = Registry()
+    with shown_progress(registry, quiet=False) as progress:
+        registry.run_begin(RUN)
+        side_by_side(progress, registry, progress._bars.refresh)
+        carry_out(registry, STEPS[2], done)
+        assert progress._labels == progress._lines == progress._tasks == {}
+    shown = terminal.getvalue()
+    for words in ("2 steps at once", "step 1 of 3: make a", "step 2 of 3: make b"):
+        assert words in shown
+    assert re.search(r"(1: )?loop 0", shown)
+    assert re.search(r"2: loop 1|1: loop 0", shown)
+
+
+def test_lines_of_steps_side_by_side_say_which(clock, capsys):
+    progress = LineProgress()
+    registry = Registry()
+    registry.register(progress, "lines")
+    registry.run_begin(RUN)
+
+    def show():
+        clock.now += 12
+
+    side_by_side(progress, registry, show)
+    lines = sorted(capsys.readouterr().err.splitlines())
+    assert lines == [
+        "[1/3] loop 0: 4 of 4",
+        "[1/3] make a: done in 12.0 s",
+        "[2/3] loop 1: 4 of 4",
+        "[2/3] make b: done in 12.0 s",
+    ]

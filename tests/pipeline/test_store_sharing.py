@@ -69,13 +69,14 @@ def waits(store, key=KEY):
 
 
 @pytest.mark.parametrize("end", ["let go", "killed"])
-def test_a_claim_is_one_process_s_until_it_lets_go_or_dies(store, holder, end):
+def test_a_claim_is_one_process_s_until_it_lets_go_or_dies(store, holder, end, caplog):
     thread, taken = waits(store)
     other, others = waits(store, OTHER)
     other.join(10)
     assert others == [OTHER]
     time.sleep(0.1)
     assert taken == []
+    assert f"waiting for another process, which is making victim-{KEY[:24]}" in caplog.text
     if end == "let go":
         holder.stdin.close()
     else:

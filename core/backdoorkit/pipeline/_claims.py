@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["claimed"]
+
+log = logging.getLogger(__name__)
 
 #: What a file system says that cannot lock.
 _NO_LOCKS: Final = {
@@ -45,7 +48,11 @@ def _lock(path: Path) -> int | None:
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
         held = False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.warning("waiting for another process, which is making %s", path.name)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             held = os.path.samestat(os.fstat(descriptor), os.stat(path))
         except FileNotFoundError:
             pass  # who held it has removed it

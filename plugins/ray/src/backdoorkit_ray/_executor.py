@@ -161,10 +161,13 @@ class RayExecutor(Executor[RayOptions]):
                 replay.show(event)
 
     def _lost(self, error: Exception) -> LostWorkerError:
-        first = str(error).strip().splitlines() or [type(error).__name__]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        if isinstance(error, self._ray.exceptions.RayTaskError):
+            # Steps report their own faults: this is one of the node, where something is missing.
+            return LostWorkerError(f"its Ray worker could not begin: {lines[-1]}")
         times = self.config.retries + 1
         return LostWorkerError(
-            f"its Ray worker was lost {times} times ({type(error).__name__}: {first[0]}); "
+            f"its Ray worker was lost {times} times ({type(error).__name__}: {lines[0]}); "
             "executor.retries allows more"
         )
 
