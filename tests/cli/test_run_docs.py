@@ -19,6 +19,7 @@ from backdoorkit.cli.run import run
 from backdoorkit.cli.scan import scan
 from backdoorkit.data.options import DataOptions
 from backdoorkit.pipeline.recipe import Recipe, RunOptions
+from backdoorkit.pipeline.scales import at_scale, scales_of
 
 USERS = Path(__file__).parents[2] / "docs" / "users"
 COMMAND_LINE = (USERS / "command-line.md").read_text(encoding="utf-8")
@@ -50,5 +51,6 @@ def test_examples_are_recipes():
     known = set(attrs.fields_dict(Recipe)) - {"models"} | {"model"}
     blocks = re.findall(r"```toml\n(.*?)```", RECIPES, re.DOTALL)
     assert blocks
-    for block in blocks:
-        assert set(tomllib.loads(block)) <= known
+    for block in map(tomllib.loads, blocks):
+        for scale in scales_of(block):
+            assert set(at_scale(block, scale)) <= known
