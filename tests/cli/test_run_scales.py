@@ -102,3 +102,23 @@ def test_a_scale_is_carried_out_and_named_in_the_record(file: Path, tmp_path: Pa
     directory = Path(table["directory"])
     assert directory.name.startswith("study-smoke-")
     assert tomllib.loads((directory / "recipe.toml").read_text())["train"]["epochs"] == 1
+
+
+def test_a_plan_counts_steps_and_those_that_are_done(file: Path, tmp_path: Path) -> None:
+    arguments = ("-f", str(file), "--scale", "smoke", "--store", str(tmp_path / "s"))
+    lines = [line.split() for line in call(*arguments, "--plan").stdout.splitlines()]
+    assert lines == [
+        ["steps", "all", "done"],
+        ["data", "1", "0"],
+        ["poison", "2", "0"],
+        ["victim", "2", "0"],
+        ["predictions", "4", "0"],
+        ["repaired", "2", "0"],
+        ["metrics", "4", "0"],
+        ["together", "15", "0"],
+    ]
+    assert not (tmp_path / "s").exists()
+    assert call(*arguments).exit_code == 0
+    assert call(*arguments, "--plan").stdout.split()[-3:] == ["together", "15", "15"]
+    more = call(*arguments, "--plan", "--set", "attacks[0].sweep.poison_rate=[0.05, 0.1, 0.2]")
+    assert more.stdout.split()[-3:] == ["together", "22", "15"]

@@ -125,6 +125,9 @@ _DEFAULT_STORE: Final = "backdoorkit-runs"
     help="Have the run watched, such as by jsonlines; repeatable.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe as TOML; run nothing.")
+@click.option(
+    "--plan", is_flag=True, help="Print how many steps there are, and are done; run nothing."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @click.option(
     "--store",
@@ -169,6 +172,9 @@ def carry_out(context: click.Context, steps: list[ChainStep], /, **options: Any)
     if options["dry_run"]:
         click.echo(recipe.to_toml(), nl=False)
         return
+    if options["plan"]:
+        click.echo(_planned(recipe, registry, options["store"]))
+        return
     for record in registry.plugins:
         if record.error and record.state != "blocked":
             log.warning("plugin %s is %s: %s", record.label, record.state, record.error)
@@ -181,6 +187,23 @@ def carry_out(context: click.Context, steps: list[ChainStep], /, **options: Any)
             "some steps failed, as the table says; the others are kept, and the same command "
             "tries only what failed again"
         )
+
+
+def _planned(recipe: Recipe, registry: Registry, store: Path) -> str:
+    """Steps by kind: how many, and how many of them are in the store; nothing is made."""
+    from backdoorkit.pipeline.fingerprints import plan_of
+    from backdoorkit.pipeline.plan import StepKind
+    from backdoorkit.pipeline.store import Store
+
+    plan = plan_of(recipe, registry)
+    opened = Store(store) if store.is_dir() else None
+    done = [step for step in plan.steps if opened and opened.has(step.kind.value, step.key)]
+    lines = [f"{'steps':<12} {'all':>6} {'done':>6}"]
+    for kind in StepKind:
+        if of_kind := plan.of_kind(kind):
+            finished = sum(step.kind is kind for step in done)
+            lines.append(f"{kind.value:<12} {len(of_kind):>6} {finished:>6}")
+    return "\n".join([*lines, f"{'together':<12} {len(plan.steps):>6} {len(done):>6}"])
 
 
 def _run_recipe(recipe: Recipe, registry: Registry, store: Path, *, quiet: bool) -> RunResult:

@@ -145,6 +145,10 @@ class Store:
         self._set_aside(path, kind, key, reason)
         return None
 
+    def has(self, kind: str, key: str) -> bool:
+        """Whether there seems to be an artifact; its files are not looked at."""
+        return self._place("artifacts", kind, key).is_dir()
+
     @contextlib.contextmanager
     def create(self, kind: str, key: str) -> Iterator[Draft]:
         """A draft that becomes the artifact when the block ends, and vanishes where it raises.
