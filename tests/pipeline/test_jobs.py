@@ -171,6 +171,7 @@ def test_wrappers_see_every_step_here_and_never_two_at_once_and_progress_is_show
     registry: Registry,
     progress: Progress,
     tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     seen: list[str] = []
     inside: list[str] = []
@@ -198,6 +199,9 @@ def test_wrappers_see_every_step_here_and_never_two_at_once_and_progress_is_show
     keys = [step.key for step in result.run.plan.steps]
     assert sorted(seen) == sorted(f"{when} {key}" for key in keys for when in ("begin", "end"))
     assert "repaired" in overlapping
+    shown = capsys.readouterr()
+    assert shown.err.count("a method writes to standard output\n") == 2
+    assert shown.out == ""
     assert {"victim: training", "mortal: working"} <= set(progress.labels)
     assert progress.open == set()
 

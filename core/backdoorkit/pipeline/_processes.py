@@ -142,8 +142,10 @@ class _Worker:
             [sys.executable, "-P", "-m", "backdoorkit.pipeline._worker_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
+            errors="replace",
             env={
                 **os.environ,
                 # Modules are to be found where this process finds them.
@@ -152,6 +154,8 @@ class _Worker:
                 "OMP_NUM_THREADS": str(order.threads),
             },
         )
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         with contextlib.suppress(OSError):  # it shows when the step is given
             self._write(order.to_json())
 
@@ -186,6 +190,7 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._listener.join(1)  # its last words; not forever, should a child of it live on
 
     def forget(self) -> None:
         """End it and close what leads to it; for whoever uses it."""
@@ -198,6 +203,13 @@ class _Worker:
         assert self._process.stdin is not None
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
+
+    def _listen(self) -> None:
+        """Pass on what the process writes to standard error, so that it does not tear bars."""
+        assert self._process.stderr is not None
+        with self._process.stderr as stream:
+            for line in stream:
+                sys.stderr.write(line)
 
     def _end(self) -> str:
         """How the process ended, in words."""
