@@ -185,7 +185,8 @@ class BarProgress(StepProgress):
             ((number, label),) = self._labels.items()
             self._bars.update(self._overall, description=f"step {number} of {total}: {label}")
         elif self._labels:
-            self._bars.update(self._overall, description=f"{len(self._labels)} steps at once")
+            several = f"{len(self._labels)} steps at once" if len(self._labels) > 1 else "one step"
+            self._bars.update(self._overall, description=several)
             for number, label in self._labels.items():
                 if number not in self._lines:
                     line = self._bars.add_task(f"step {number} of {total}: {label}", total=None)
