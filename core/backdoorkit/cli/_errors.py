@@ -29,7 +29,6 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM: ends a command as tidily as Ctrl-C does."""
 
 
-
 class Failure(click.ClickException):
     """An error with its exit code, shown as one ``Error:`` line per line of its message."""
 
