@@ -10,6 +10,7 @@ import pytest
 
 from backdoorkit.errors import ConfigError
 from backdoorkit.hooks.registry import Registry
+from backdoorkit.pipeline.labels import labels
 from backdoorkit.pipeline.plan import Plan, StepKind, make_plan
 from backdoorkit.pipeline.recipe import Recipe
 
@@ -65,6 +66,14 @@ def test_data_model_and_training_are_swept_too_and_their_rows_are_told_apart(
         "toy-data (reserve_size=16)",
         "toy-network (normalization=none) (epochs=2)",
     ) in names
+
+
+def test_an_option_that_one_row_leaves_out_is_none_in_its_label(recipe: MakeRecipe) -> None:
+    rows = [{"name": "toy-data", "reserve_size": 16}, {"name": "toy-data"}]
+    assert labels(recipe(data=rows).data) == [
+        "toy-data (reserve_size=16)",
+        "toy-data (reserve_size=none)",
+    ]
 
 
 def test_what_rows_of_a_sweep_share_is_one_step(recipe: MakeRecipe) -> None:

@@ -40,7 +40,7 @@ def _told_apart(own: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> I
     names = dict.fromkeys(name for table in alike for name in table)
     for name in names:
         if len({repr(table.get(name)) for table in alike}) > 1:
-            yield f"{name}={own.get(name)}"
+            yield f"{name}={own.get(name, 'none')}"
 
 
 def train_labels(options: Sequence[TrainOptions]) -> list[str]:
