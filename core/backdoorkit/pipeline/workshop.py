@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file
 
+from backdoorkit._memory import reuse_freed_memory
 from backdoorkit.context import Context
 from backdoorkit.errors import ContractError
 from backdoorkit.models.checkpoints import load_weights
@@ -58,6 +59,8 @@ class Workshop:
         self.registry = registry
         self.store = store
         self.device = device
+        if device.type == "cpu":
+            reuse_freed_memory()
         self.progress = progress
         self._oracle_permitted = oracle
         self._images: dict[tuple[str, str], ImageSet] = {}
