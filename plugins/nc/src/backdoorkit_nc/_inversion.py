@@ -37,8 +37,8 @@ __all__ = [
     "to_free",
 ]
 
-#: images per forward pass at 32 x 32; on a CPU small batches stay in the cache
-_IMAGES_AT_ONCE: Final = {"cpu": 128}
+#: images per forward pass at 32 x 32; larger batches gain nothing more on a CPU
+_IMAGES_AT_ONCE: Final = {"cpu": 512}
 _DEFAULT_IMAGES_AT_ONCE: Final = 4096
 #: keeps the inverse of the box finite in float32
 _MARGIN: Final = 1e-6
