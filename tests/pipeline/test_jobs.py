@@ -308,7 +308,7 @@ def test_an_interrupt_stops_the_workers_and_leaves_nothing_half_written(
         time.sleep(0.05)
     # A terminal sends it to all processes.
     os.killpg(process.pid, kind)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == code
     assert "interrupted; run the same command again to go on" in err
     assert "Traceback" not in err

@@ -129,6 +129,8 @@ def numbers(result):
     return {(row.attack, row.defense): [cell.metrics for cell in row.cells] for row in rows}
 
 
+# Ray's workers are nice: on a machine that does other things they get what is left.
+@pytest.mark.timeout(900)
 @needs_ray
 def test_a_cluster_with_storage_ends_with_the_bits_of_this_process_though_workers_die(
     cluster, registry, fragile, tmp_path, caplog
@@ -177,7 +179,7 @@ def test_a_step_whose_workers_all_die_is_one_failed_cell(cluster, registry, frag
 
 @needs_ray
 def test_an_interrupt_cancels_the_tasks(cluster, registry, fragile, installed, tmp_path):
-    defense = fragile("long", seconds=60)
+    defense = fragile("long", seconds=600)
 
     class Impatient(Progress):
         def start(self, label, total):
@@ -195,7 +197,7 @@ def test_an_interrupt_cancels_the_tasks(cluster, registry, fragile, installed, t
             defenses=[defense],
             executor="ray",
         )
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 240
     assert list((tmp_path / "store" / "drafts").iterdir()) == []
 
 
