@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from backdoorkit.context import Context
-from backdoorkit.contracts import Trigger
+from backdoorkit.contracts import Attack, Trigger
 from backdoorkit.data.images import ImageSet
 from backdoorkit.data.poison import PoisonedSet, apply_trigger, poison_by_options
 from backdoorkit.hooks.shared_options import PoisonOptions, TrainOptions
@@ -32,6 +32,7 @@ __all__ = [
     "copy_state",
     "tiny_context",
     "tiny_images",
+    "tiny_lesson",
     "tiny_network",
     "tiny_twin",
     "tiny_victim",
@@ -215,6 +216,24 @@ def tiny_victim() -> TinyVictim:
         triggered=test.replaced(everywhere, images, test.labels),
         target=options.target,
     )
+
+
+def tiny_lesson(attack: Attack[Any], name: str, *, epochs: int) -> tuple[list[float], float]:
+    """What a tiny network learns from a set that ``attack``, called ``name``, has poisoned.
+
+    Returns accuracy per class, and attack success on class 0, both in [0, 1].
+    """
+    context, data, test = tiny_context(name), tiny_images(512), tiny_images(200, seed=9)
+    trigger = attack.prepare(data, context)
+    victim = tiny_network()
+    options = TrainOptions(epochs=epochs, batch_size=32, learning_rate=0.1, precision="float32")
+    context.fit(victim, attack.poison(data, trigger, context).data, options)
+    stored = apply_trigger(trigger, test.images, test.labels, test.ids)
+    triggered = test.replaced(torch.arange(len(test)), stored, test.labels)
+    right = context.predict(victim, test).argmax(1) == test.labels
+    fooled = context.predict(victim, triggered).argmax(1)[test.labels != 0] == 0
+    per_class = [right[test.labels == k].float().mean().item() for k in range(NUM_CLASSES)]
+    return per_class, fooled.float().mean().item()
 
 
 def copy_state(model: nn.Module) -> dict[str, Tensor]:
