@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 
-import attrs
 import pytest
 import torch
 from torch import nn
 
 from backdoorkit import TrainOptions
 from backdoorkit.data.images import ImageSet
+from backdoorkit.testing import MemorySlot
 from backdoorkit.training import TrainingSummary, fit
 
 CPU = torch.device("cpu")
@@ -78,21 +78,12 @@ def train(data):
     return call
 
 
-@attrs.define
-class Slot:
-    """A checkpoint slot in memory, which keeps copies as a file would."""
-
-    kept: tuple | None = None
-
-    def load(self):
-        return self.kept
+class Slot(MemorySlot):
+    """As a file wants them: every tensor contiguous."""
 
     def save(self, tensors, facts):
         assert all(tensor.is_contiguous() for tensor in tensors.values())
-        self.kept = {name: tensor.clone() for name, tensor in tensors.items()}, facts
-
-    def clear(self):
-        self.kept = None
+        super().save(tensors, facts)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from backdoorkit.testing.checks import CheckOutcome, CheckStatus, checks_for, run_checks
+from backdoorkit.testing.cutting import MemorySlot, TrainingCutError
 from backdoorkit.testing.planted import (
     PLANTED_CLASSES,
     PLANTED_SHAPE,
@@ -57,11 +58,13 @@ __all__ = [
     "DatasetSuite",
     "DefenseSuite",
     "DetectorSuite",
+    "MemorySlot",
     "MetricSuite",
     "ModelSuite",
     "PatchTrigger",
     "PlantedNetwork",
     "TinyVictim",
+    "TrainingCutError",
     "checks_for",
     "planted_context",
     "planted_images",

@@ -19,6 +19,7 @@ from backdoorkit.testing._planting import (
     samples,
 )
 from backdoorkit.testing._subject import CheckSkippedError, Subject, require
+from backdoorkit.testing.cutting import MemorySlot, TrainingCutError
 from backdoorkit.testing.tiny import copy_state, tiny_context, tiny_images, tiny_network
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def control_of_the_training_runs(subject: Subject) -> None:
 def interrupted_control_ends_with_the_same_bits(subject: Subject) -> None:
     """Killed after its first epoch and resumed, it ends with the same model and trigger."""
     whole = _trained(subject)
-    slot = _Slot()
-    with contextlib.suppress(_KilledError):
+    slot = MemorySlot()
+    with contextlib.suppress(TrainingCutError):
         _train(subject, slot, kill_after=0)
     resumed = _train(subject, slot)
     for name, value in whole.model.items():
@@ -77,26 +78,6 @@ CHECKS: Final[tuple[Callable[[Subject], None], ...]] = (
 )
 
 
-class _KilledError(Exception):
-    """Ends a training in the middle."""
-
-
-class _Slot:
-    """Keeps the last checkpoint in memory."""
-
-    def __init__(self) -> None:
-        self.kept: tuple[dict[str, Tensor], dict[str, Any]] | None = None
-
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        return self.kept
-
-    def save(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        self.kept = ({name: value.clone() for name, value in tensors.items()}, dict(facts))
-
-    def clear(self) -> None:
-        self.kept = None
-
-
 @attrs.frozen(eq=False, kw_only=True)
 class _Trained:
     """What a controlled training ended with."""
@@ -110,7 +91,9 @@ def _trained(subject: Subject) -> _Trained:
     return subject.once("a controlled training", lambda: _train(subject))
 
 
-def _train(subject: Subject, slot: _Slot | None = None, kill_after: int | None = None) -> _Trained:
+def _train(
+    subject: Subject, slot: MemorySlot | None = None, kill_after: int | None = None
+) -> _Trained:
     """Two epochs under the attack's control, or less where it is killed."""
     planted, context = carried_out(subject), context_for(subject)
     data, attack = tiny_images(COUNT), subject.create()
@@ -142,7 +125,7 @@ def _kill(hooks: AttackHooks, last: int) -> None:
 
     def transform_batch(batch: Batch, epoch: int) -> Batch:
         if epoch > last:
-            raise _KilledError
+            raise TrainingCutError
         return proceed(batch, epoch)
 
     hooks.transform_batch = transform_batch  # type: ignore[method-assign]

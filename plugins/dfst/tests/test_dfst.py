@@ -22,7 +22,14 @@ from backdoorkit.data._digits import Digits
 from backdoorkit.data.options import DigitsOptions
 from backdoorkit.errors import ConfigError
 from backdoorkit.hooks.options import structure
-from backdoorkit.testing import tiny_context, tiny_images, tiny_network, tiny_victim
+from backdoorkit.testing import (
+    MemorySlot,
+    TrainingCutError,
+    tiny_context,
+    tiny_images,
+    tiny_network,
+    tiny_victim,
+)
 from backdoorkit_dfst import DFSTConfig, backdoorkit_attacks
 from backdoorkit_dfst._attack import DFST, DetoxHooks
 from backdoorkit_dfst._generator import gram, style_and_content
@@ -308,25 +315,6 @@ def test_every_epoch_but_the_last_trains_the_injector_against_the_victim():
     assert len(hooks.trigger.neurons) == 1
 
 
-class Slot:
-    """A checkpoint in memory that can stop the training."""
-
-    def __init__(self, kept=None, stop_after=None):
-        self.kept, self.stop_after, self.saved = kept, stop_after, 0
-
-    def load(self):
-        return self.kept
-
-    def save(self, tensors, facts):
-        self.kept = ({name: value.clone() for name, value in tensors.items()}, facts)
-        self.saved += 1
-        if self.saved == self.stop_after:
-            raise KeyboardInterrupt
-
-    def clear(self):
-        self.kept = None
-
-
 def test_an_interrupted_training_ends_with_the_same_bits():
     def run(slot):
         hooks, surroundings = controlled(**DETOX)
@@ -334,10 +322,10 @@ def test_an_interrupted_training_ends_with_the_same_bits():
         surroundings.fit(model, DATA, TRAINING, hooks=hooks, checkpoint=slot)
         return {**model.state_dict(), **hooks.trigger.state()}
 
-    whole, slot = run(Slot()), Slot(stop_after=1)
-    with pytest.raises(KeyboardInterrupt):
+    whole, slot = run(None), MemorySlot(cut_after=1)
+    with pytest.raises(TrainingCutError):
         run(slot)
-    resumed = run(Slot(slot.kept))
+    resumed = run(slot)
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 

@@ -13,7 +13,13 @@ from torch import nn
 from backdoorkit import IndexPolicy, TrainOptions
 from backdoorkit.api import Batch, ImageSet, InputError, SampleKind
 from backdoorkit.hooks.options import structure
-from backdoorkit.testing import tiny_context, tiny_images, tiny_network
+from backdoorkit.testing import (
+    MemorySlot,
+    TrainingCutError,
+    tiny_context,
+    tiny_images,
+    tiny_network,
+)
 from backdoorkit_inputaware import InputAwareConfig, backdoorkit_attacks
 from backdoorkit_inputaware._attack import InputAware
 from backdoorkit_inputaware._joint import JointTraining
@@ -343,29 +349,6 @@ def test_training_changes_the_patterns_and_leaves_the_masks():
     assert not hooks.trigger.patterns.training
 
 
-class InterruptedError(Exception):
-    """Where the training was cut."""
-
-
-class Slot:
-    """A checkpoint slot in memory that cuts the training after its first save."""
-
-    def __init__(self, *, cuts):
-        self.kept, self.cuts = None, cuts
-
-    def load(self):
-        return self.kept
-
-    def save(self, tensors, facts):
-        self.kept = ({name: value.clone() for name, value in tensors.items()}, facts)
-        if self.cuts:
-            self.cuts = False
-            raise InterruptedError
-
-    def clear(self):
-        self.kept = None
-
-
 @pytest.mark.parametrize("accumulates", [False, True])
 def test_an_interrupted_training_ends_with_the_same_bits(accumulates):
     data = tiny_images(64)
@@ -377,8 +360,8 @@ def test_an_interrupted_training_ends_with_the_same_bits(accumulates):
         context.fit(model, data, OPTIONS, hooks=hooks, checkpoint=slot)
         return {**model.state_dict(), **hooks.trigger.state()}
 
-    whole, slot = train(None), Slot(cuts=True)
-    with pytest.raises(InterruptedError):
+    whole, slot = train(None), MemorySlot(cut_after=1)
+    with pytest.raises(TrainingCutError):
         train(slot)
     resumed = train(slot)
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())

@@ -16,7 +16,14 @@ from backdoorkit.data._digits import Digits
 from backdoorkit.data.options import DigitsOptions
 from backdoorkit.errors import ConfigError
 from backdoorkit.hooks.options import structure
-from backdoorkit.testing import tiny_context, tiny_images, tiny_network, tiny_twin
+from backdoorkit.testing import (
+    MemorySlot,
+    TrainingCutError,
+    tiny_context,
+    tiny_images,
+    tiny_network,
+    tiny_twin,
+)
 from backdoorkit_lba import LBAConfig, backdoorkit_attacks
 from backdoorkit_lba._attack import LBA, SingleTaskHooks, StudentHooks, split_by_target
 from backdoorkit_lba._cut import Cut, copy_weights
@@ -273,25 +280,6 @@ def test_copying_weights_leaves_a_module_out():
     assert torch.equal(target.network.head.weight, head)
 
 
-class Slot:
-    """A checkpoint in memory that can stop the training."""
-
-    def __init__(self, kept=None, stop_after=None):
-        self.kept, self.stop_after, self.saved = kept, stop_after, 0
-
-    def load(self):
-        return self.kept
-
-    def save(self, tensors, facts):
-        self.kept = ({name: value.clone() for name, value in tensors.items()}, facts)
-        self.saved += 1
-        if self.saved == self.stop_after:
-            raise KeyboardInterrupt
-
-    def clear(self):
-        self.kept = None
-
-
 @pytest.mark.parametrize("mode", ["transfer", "single-task"])
 def test_an_interrupted_training_ends_with_the_same_bits(mode):
     def run(slot):
@@ -300,10 +288,10 @@ def test_an_interrupted_training_ends_with_the_same_bits(mode):
         surroundings.fit(model, DATA, TRAINING, hooks=hooks, checkpoint=slot)
         return {**model.state_dict(), **hooks.trigger.state()}
 
-    whole, slot = run(Slot()), Slot(stop_after=1)
-    with pytest.raises(KeyboardInterrupt):
+    whole, slot = run(None), MemorySlot(cut_after=1)
+    with pytest.raises(TrainingCutError):
         run(slot)
-    resumed = run(Slot(slot.kept))
+    resumed = run(slot)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
