@@ -5,21 +5,17 @@ from __future__ import annotations
 import attrs
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from backdoorkit import TrainOptions
 from backdoorkit.api import (
     Batch,
-    Context,
     InputError,
     PerBatchPoisoning,
     SampleKind,
     find_structure,
     quantize,
 )
-from backdoorkit.data._digits import Digits
-from backdoorkit.data.options import DigitsOptions
 from backdoorkit.errors import ConfigError
 from backdoorkit.hooks.options import structure
 from backdoorkit.testing import (
@@ -355,72 +351,3 @@ def test_presets_control_the_training_or_leave_it_alone():
 def test_detoxification_of_a_set_that_does_not_change_is_refused():
     with pytest.raises(ConfigError, match="set cover_ratio = 0"):
         structure(DFSTConfig, {"index_policy": "fixed"})
-
-
-# -- on handwritten digits -------------------------------------------------------------------------
-
-
-class DigitNetwork(nn.Module):
-    """Two conv-BN pairs, pooling, a linear head."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
-        self.conv2, self.bn2 = nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, images):
-        features = self.bn1(self.conv1(images)).relu()
-        features = self.bn2(self.conv2(functional.max_pool2d(features, 2))).relu()
-        return self.head(features.mean((2, 3)))
-
-
-def on_digits(digits, **config):
-    """Accuracy, attack success, and success of an injector trained against the finished model."""
-    train, test = digits
-    context = Context(
-        method="dfst",
-        seed=1,
-        device=torch.device("cpu"),
-        image_shape=(1, 8, 8),
-        num_classes=10,
-        precision="float32",
-    )
-    attack = DFST(DFSTConfig(**config))
-    trigger = attack.prepare(train, context)
-    hooks = attack.control(trigger, train, context)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(1)
-        model = DigitNetwork()
-    options = TrainOptions(epochs=8, batch_size=64, learning_rate=0.1, precision="float32")
-    context.fit(model, train, options, hooks=hooks)
-    model.eval()
-
-    judge = DFST(DFSTConfig(injector_share=0.3, injector_epochs=20))
-    fresh = DetoxHooks(judge, trigger, train, context)
-    fresh.detoxify(model, 77)
-    others = test.subset((test.labels != 0).nonzero().flatten())
-    pixels, everywhere = others.images.float() / 255, torch.arange(len(others))
-
-    def success(shown):
-        images = quantize(shown.apply(pixels, others.labels, others.ids))
-        stamped = others.replaced(everywhere, images, others.labels)
-        return float((context.predict(model, stamped).argmax(1) == 0).float().mean())
-
-    return (
-        context.accuracy(model, test),
-        success(hooks.trigger),
-        success(judge.cover(fresh.trigger)),
-    )
-
-
-@pytest.mark.slow
-def test_detoxification_spares_the_style_and_takes_shallow_cues_away():
-    digits = Digits(DigitsOptions())
-    both = [digits.load(part, None) for part in ("train", "test")]
-    plain = on_digits(both, cover_ratio=0.0)
-    detoxified = on_digits(both, cover_ratio=3.0, injector_share=0.1)
-    for accuracy, success, _ in (plain, detoxified):
-        assert accuracy > 0.95
-        assert success > 0.95
-    assert detoxified[2] < 0.5 * plain[2]

@@ -7,11 +7,9 @@ import copy
 import attrs
 import pytest
 import torch
-from sklearn.datasets import load_digits
-from torch import nn
 
 from backdoorkit import IndexPolicy, TrainOptions
-from backdoorkit.api import Batch, ImageSet, InputError, SampleKind
+from backdoorkit.api import Batch, InputError, SampleKind
 from backdoorkit.hooks.options import structure
 from backdoorkit.testing import (
     MemorySlot,
@@ -25,10 +23,8 @@ from backdoorkit_inputaware._attack import InputAware
 from backdoorkit_inputaware._joint import JointTraining
 from backdoorkit_inputaware._masks import mask_loss, rate_at, train_masks
 from backdoorkit_inputaware._networks import (
-    ImageNetwork,
     blended,
     diversity_loss,
-    new_network,
     sharpened,
 )
 
@@ -47,10 +43,6 @@ def attack_of(**config):
 def prepared(data, **config):
     attack = attack_of(**config)
     return attack, attack.prepare(data, tiny_context("inputaware"))
-
-
-def network(in_channels=3, out_channels=1, width=4, depth=2, seed=0):
-    return new_network((in_channels, 16, 16), out_channels, width, depth, seeded(seed))
 
 
 def applied(trigger, data):
@@ -99,42 +91,6 @@ def test_equal_outputs_give_a_finite_loss_and_no_gradient():
 def test_rate_drops_at_the_milestones():
     rates = [rate_at(0.01, (0.4, 0.8), epoch / 25) for epoch in (0, 9, 10, 19, 20, 24)]
     assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
-
-
-# -- networks --------------------------------------------------------------------------------------
-
-
-def test_network_has_the_published_layers():
-    made = network(width=32, depth=3)
-    channels = [m.out_channels for m in made.modules() if isinstance(m, torch.nn.Conv2d)]
-    assert channels == [32, 32, 64, 64, 128, 128, 128, 128, 64, 64, 32, 32, 1]
-    assert sum(p.numel() for p in made.parameters()) == pytest.approx(0.72e6, rel=0.05)
-
-
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 40), (3, 9, 15)])
-def test_any_size_comes_back_as_it_was(shape):
-    made = new_network(shape, shape[0], 4, 3, seeded())(torch.rand(2, *shape))
-    assert made.shape == (2, *shape)
-    assert made.min() >= 0
-    assert made.max() <= 1
-
-
-def test_images_that_cannot_be_halved_so_often_are_refused():
-    with pytest.raises(InputError, match="halve images 3 times, and these have 7x8"):
-        new_network((3, 7, 8), 1, 4, 3, seeded())
-
-
-def test_a_network_comes_back_from_its_state():
-    made = network(out_channels=3).eval()
-    images = torch.rand(2, 3, 16, 16)
-    assert torch.equal(ImageNetwork.of(made.state_dict())(images), made(images))
-
-
-def test_initial_weights_come_from_the_generator_alone():
-    first, again, other = (network(seed=seed).state_dict() for seed in (0, 0, 1))
-    name = "middle.conv.weight"
-    assert torch.equal(first[name], again[name])
-    assert not torch.equal(first[name], other[name])
 
 
 # -- masks -----------------------------------------------------------------------------------------
@@ -406,64 +362,3 @@ def test_an_asset_is_made_again_where_an_option_of_it_changed():
         if field.name.startswith("mask_") or field.name in ("width", "depth")
     }
     assert set(facts) == changed
-
-
-# -- the attack ------------------------------------------------------------------------------------
-
-
-def handwritten():
-    pixels, labels = load_digits(return_X_y=True)
-    images = torch.tensor(pixels / 16 * 255).round().to(torch.uint8).view(-1, 1, 8, 8)
-    is_test = torch.arange(len(labels)) % 5 == 0
-    return [
-        ImageSet.from_tensors(images[part], torch.tensor(labels[part]).long(), num_classes=10)
-        for part in (~is_test, is_test)
-    ]
-
-
-def small_network():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1),
-            nn.BatchNorm2d(32),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.BatchNorm2d(64),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(64 * 16, 10),
-        )
-
-
-@pytest.mark.slow
-def test_each_digit_gets_a_trigger_of_its_own_that_works_on_it_alone():
-    train, test = handwritten()
-    context = tiny_context("inputaware")
-    config = InputAwareConfig(
-        width=8,
-        depth=2,
-        mask_epochs=10,
-        mask_batch_size=64,
-        mask_density=0.2,
-        poison_rate=0.25,
-        diversity=0.1,
-        pattern_milestones=(0.7,),
-    )
-    attack = InputAware(config)
-    trigger = attack.prepare(train, context)
-    hooks, model = attack.control(trigger, train, context), small_network()
-    options = TrainOptions(epochs=20, batch_size=64, learning_rate=0.05, precision="float32")
-    context.fit(model, train, options, hooks=hooks)
-    images, labels, model = test.images.float() / 255, test.labels, model.eval()
-    crossed = attack.cover(hooks.trigger).apply(images, labels, test.ids)
-    with torch.no_grad():
-        clean, own, cross = (
-            model(shown).argmax(1) for shown in (images, applied(hooks.trigger, test), crossed)
-        )
-    changes = nn.functional.normalize((applied(hooks.trigger, test) - images).flatten(1), dim=1)
-    alike = (changes @ changes.T).fill_diagonal_(0).sum() / (len(test) * (len(test) - 1))
-    assert (clean == labels).float().mean() > 0.95
-    assert (own[labels != 0] == 0).float().mean() > 0.75
-    assert (cross == labels).float().mean() > 0.7
-    assert alike < 0.5

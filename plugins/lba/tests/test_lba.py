@@ -11,9 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from backdoorkit import TrainOptions
-from backdoorkit.api import Batch, Context, InputError, PerBatchPoisoning, TrainingHooks, quantize
-from backdoorkit.data._digits import Digits
-from backdoorkit.data.options import DigitsOptions
+from backdoorkit.api import Batch, InputError, PerBatchPoisoning, TrainingHooks, quantize
 from backdoorkit.errors import ConfigError
 from backdoorkit.hooks.options import structure
 from backdoorkit.testing import (
@@ -342,64 +340,3 @@ def test_modes_control_the_training_or_leave_it_alone():
 def test_contradictions_are_refused(config, message):
     with pytest.raises(ConfigError, match=message):
         structure(LBAConfig, config)
-
-
-# -- on handwritten digits -------------------------------------------------------------------------
-
-
-class DigitNetwork(nn.Module):
-    """Two conv-BN pairs and a hidden layer that sees all of the image."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
-        self.conv2, self.bn2 = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
-        self.hidden, self.head = nn.Linear(256, 32), nn.Linear(32, 10)
-
-    def forward(self, images):
-        features = functional.max_pool2d(self.bn1(self.conv1(images)).relu(), 2)
-        features = self.bn2(self.conv2(features)).relu()
-        return self.head(self.hidden(features.flatten(1)).relu())
-
-
-def on_digits(**config):
-    """Accuracy and attack success."""
-    train, test = (Digits(DigitsOptions()).load(part, None) for part in ("train", "test"))
-    context = Context(
-        method="lba",
-        seed=0,
-        device=torch.device("cpu"),
-        image_shape=(1, 8, 8),
-        num_classes=10,
-        precision="float32",
-    )
-    fast = {"surrogate_epochs": 8, "surrogate_batch_size": 64, "trigger_epochs": 10}
-    attack = LBA(LBAConfig(**fast, **config))
-    patch = attack.prepare(train, context)
-    hooks = attack.control(patch, train, context)
-    data = attack.poison(train, patch, context).data if hooks is None else train
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        model = DigitNetwork()
-    options = TrainOptions(epochs=8, batch_size=64, learning_rate=0.1, precision="float32")
-    context.fit(model, data, options, hooks=hooks)
-    patch = patch if hooks is None else hooks.trigger
-    others = test.subset((test.labels != 0).nonzero().flatten())
-    images = quantize(patch.stamp(others.images.float() / 255))
-    stamped = others.replaced(torch.arange(len(others)), images, torch.zeros_like(others.labels))
-    return context.accuracy(model, test), context.accuracy(model, stamped)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["transfer", "single-task", "data-only"])
-def test_the_backdoor_is_alive_in_a_model_of_digits(mode):
-    accuracy, success = on_digits(mode=mode)
-    assert accuracy > 0.95
-    assert success > 0.9
-
-
-@pytest.mark.slow
-def test_a_teacher_without_injection_hands_down_no_backdoor():
-    accuracy, success = on_digits(injection_epochs=0)
-    assert accuracy > 0.95
-    assert success < 0.3
