@@ -100,10 +100,7 @@ def unlearn(
     measure = None if measured_on is None else lambda: context.accuracy(copied, measured_on)
     hooks = Unlearning(stop_accuracy, measure, growth=growth, gradient_clip=gradient_clip)
     summary = context.fit(copied, data, options, hooks=hooks)
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in copied.parameters()):
-        raise ContractError(
-            f"{context.method}: unlearning diverged in epoch {summary.epochs_run}; {advice}"
-        )
+    _require_finite(copied, f"{context.method}: unlearning", summary.epochs_run, advice)
     last = max(summary.epochs_run - 1, 0)
     if not summary.epochs_run:
         hooks.accuracy = context.accuracy(copied, data if measured_on is None else measured_on)
@@ -119,6 +116,11 @@ def unlearn(
         ),
         stop_reason="accuracy" if hooks.is_low_enough() else "max-epochs",
     )
+
+
+def _require_finite(model: nn.Module, what: str, epoch: int, advice: str) -> None:
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+        raise ContractError(f"{what} diverged in epoch {epoch}; {advice}")
 
 
 def _require_plain_steps(options: TrainOptions) -> None:

@@ -32,6 +32,11 @@ def backdoorkit_datasets() -> Iterable[MethodInfo]:
         config=DigitsOptions,
         stage=Stage.DATA,
     )
+    yield from _downloads()
+    yield from _own_pictures()
+
+
+def _downloads() -> Iterable[MethodInfo]:
     yield MethodInfo(
         name="cifar10",
         summary="CIFAR-10: 60,000 photographs, 32x32 RGB, 10 classes.",
@@ -83,6 +88,9 @@ def backdoorkit_datasets() -> Iterable[MethodInfo]:
         config=DownloadOptions,
         stage=Stage.DATA,
     )
+
+
+def _own_pictures() -> Iterable[MethodInfo]:
     yield MethodInfo(
         name="image-folder",
         summary="Pictures of your own in one folder per class.",

@@ -119,6 +119,11 @@ _WRN = "Zagoruyko, Komodakis: Wide residual networks, BMVC 2016"
 @hookimpl
 def backdoorkit_models() -> Iterable[MethodInfo]:
     """The core's architectures, all for images from 8 pixels and any number of channels."""
+    yield from _residual_networks()
+    yield from _other_networks()
+
+
+def _residual_networks() -> Iterable[MethodInfo]:
     yield _info(
         "preact-resnet-18",
         "Pre-activation ResNet, 18 layers, as in the backdoor benchmarks.",
@@ -154,6 +159,9 @@ def backdoorkit_models() -> Iterable[MethodInfo]:
         FixedConfig,
         _WRN,
     )
+
+
+def _other_networks() -> Iterable[MethodInfo]:
     yield _info(
         "vgg-19-bn",
         "VGG with batch norms, 19 layers, one linear layer.",

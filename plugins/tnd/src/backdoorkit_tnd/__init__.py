@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
 
@@ -120,6 +120,43 @@ _REFERENCE = (
 )
 
 
+# Rates of patterns are of pixels from 0 to 255 there.
+_DATA_LIMITED_OFFICIAL: Final[dict[str, Any]] = {
+    "images_per_class": 5,
+    "margin": 15.0,
+    "iterations": 101,
+    "rounds": 8,
+    "mask_rate": 0.01,
+    "pattern_rate": 0.01 / 255,
+    "pattern_start": 1 / 255,
+    "first_strength": 0.01,
+    "least_strength": 0.0,
+    "largest_strength": 6.0,
+    "success_share": 0.7,
+    "success_at": "any",
+    "single_rate": 0.1,
+    "single_pattern_rate": 0.1 / 255,
+    "single_strength": 1.0,
+    "representation": "logits",
+    "quantile": 0.25,
+    "threshold": 0.75,
+    "area_factor": 0.0,
+}
+_DATA_FREE_OFFICIAL: Final[dict[str, Any]] = {
+    "seeds": 10,
+    "iterations": 1000,
+    "refinement": 1000,
+    "rate": 0.1,
+    "penalty": 1e-3,
+    "penalty_twice": True,
+    "mask_start": 0.0,
+    "pattern_start": 0.0,
+    "weights": "sign",
+    "rule": "increase",
+    "threshold": 100.0,
+}
+
+
 @hookimpl
 def backdoorkit_detectors() -> Iterable[MethodInfo]:
     """The two detectors."""
@@ -132,28 +169,7 @@ def backdoorkit_detectors() -> Iterable[MethodInfo]:
         stage=Stage.POST_TRAINING,
         needs={Need.WEIGHTS, Need.CLEAN_SAMPLES},
         presets={
-            # Rates of patterns are of pixels from 0 to 255 there.
-            "official": {
-                "images_per_class": 5,
-                "margin": 15.0,
-                "iterations": 101,
-                "rounds": 8,
-                "mask_rate": 0.01,
-                "pattern_rate": 0.01 / 255,
-                "pattern_start": 1 / 255,
-                "first_strength": 0.01,
-                "least_strength": 0.0,
-                "largest_strength": 6.0,
-                "success_share": 0.7,
-                "success_at": "any",
-                "single_rate": 0.1,
-                "single_pattern_rate": 0.1 / 255,
-                "single_strength": 1.0,
-                "representation": "logits",
-                "quantile": 0.25,
-                "threshold": 0.75,
-                "area_factor": 0.0,
-            },
+            "official": _DATA_LIMITED_OFFICIAL,
             "one-per-class": {"images_per_class": 1},
         },
     )
@@ -166,19 +182,7 @@ def backdoorkit_detectors() -> Iterable[MethodInfo]:
         stage=Stage.POST_TRAINING,
         needs={Need.WEIGHTS},
         presets={
-            "official": {
-                "seeds": 10,
-                "iterations": 1000,
-                "refinement": 1000,
-                "rate": 0.1,
-                "penalty": 1e-3,
-                "penalty_twice": True,
-                "mask_start": 0.0,
-                "pattern_start": 0.0,
-                "weights": "sign",
-                "rule": "increase",
-                "threshold": 100.0,
-            },
+            "official": _DATA_FREE_OFFICIAL,
             "small": {"iterations": 200, "refinement": 200},
         },
     )
