@@ -14,7 +14,7 @@ from backdoorkit.pipeline.results import origin_from_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["plan_from_json", "plan_to_json"]
+__all__ = ["plan_from_json", "plan_to_json", "step_to_json"]
 
 _NAMES: Final = ("data", "model", "attack", "defense", "seed", "skipped")
 _STEPS: Final = ("victim", "model_step", "measure", "detect", "analyze")
@@ -23,12 +23,13 @@ _STEPS: Final = ("victim", "model_step", "measure", "detect", "analyze")
 def plan_to_json(plan: Plan) -> dict[str, Any]:
     """Steps by what they are called and made from, and where the table's numbers come from."""
     return {
-        "steps": [_step(step) for step in plan.steps],
+        "steps": [step_to_json(step) for step in plan.steps],
         "entries": [_entry(entry) for entry in plan.entries],
     }
 
 
-def _step(step: Step) -> dict[str, Any]:
+def step_to_json(step: Step) -> dict[str, Any]:
+    """What a step is called and made from."""
     return {
         "kind": step.kind.value,
         "key": step.key,

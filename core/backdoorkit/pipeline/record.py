@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import backdoorkit
-from backdoorkit.pipeline.plan_file import plan_to_json
+from backdoorkit.pipeline.plan_file import plan_to_json, step_to_json
 
 if TYPE_CHECKING:
     from backdoorkit.pipeline.results import Table
@@ -85,11 +85,7 @@ def _step(run: Run, key: str) -> dict[str, Any]:
     step, artifact = result.step, result.artifact
     facts = {} if artifact is None else dict(artifact.facts)
     return {
-        "kind": step.kind.value,
-        "key": step.key,
-        "label": step.label,
-        "seed": step.seed,
-        "inputs": {role: source.key for role, source in step.inputs.items()},
+        **step_to_json(step),
         "reused": result.reused,
         "error": result.error,
         "artifact": None if artifact is None else str(artifact.path.name),

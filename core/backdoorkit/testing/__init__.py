@@ -18,6 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from backdoorkit.testing.checks import CheckOutcome, CheckStatus, checks_for, run_checks
 from backdoorkit.testing.cutting import MemorySlot, TrainingCutError
+from backdoorkit.testing.digits import (
+    DigitNetwork,
+    digit_images,
+    digit_network,
+    flattening_digit_network,
+)
 from backdoorkit.testing.planted import (
     PLANTED_CLASSES,
     PLANTED_SHAPE,
@@ -58,6 +64,7 @@ __all__ = [
     "DatasetSuite",
     "DefenseSuite",
     "DetectorSuite",
+    "DigitNetwork",
     "MemorySlot",
     "MetricSuite",
     "ModelSuite",
@@ -66,6 +73,9 @@ __all__ = [
     "TinyVictim",
     "TrainingCutError",
     "checks_for",
+    "digit_images",
+    "digit_network",
+    "flattening_digit_network",
     "planted_context",
     "planted_images",
     "planted_success",

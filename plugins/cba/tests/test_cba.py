@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
-from torch import nn
 
 from backdoorkit import IndexPolicy, LabelMapping, RateBasis, TrainOptions
 from backdoorkit.api import Batch, ImageSet, InputError, SampleKind
 from backdoorkit.hooks.options import structure
-from backdoorkit.testing import tiny_context, tiny_images
+from backdoorkit.testing import (
+    digit_images,
+    flattening_digit_network,
+    tiny_context,
+    tiny_images,
+)
 from backdoorkit_cba import CBAConfig, backdoorkit_attacks
 from backdoorkit_cba._attack import CBA
 from backdoorkit_cba._donors import Donors
@@ -292,39 +295,14 @@ def test_options_that_contradict_each_other_are_refused(values, message):
 # -- the attack ------------------------------------------------------------------------------------
 
 
-def handwritten():
-    pixels, labels = load_digits(return_X_y=True)
-    images = torch.tensor(pixels / 16 * 255).round().to(torch.uint8).view(-1, 1, 8, 8)
-    is_test = torch.arange(len(labels)) % 5 == 0
-    return [
-        ImageSet.from_tensors(images[part], torch.tensor(labels[part]).long(), num_classes=10)
-        for part in (~is_test, is_test)
-    ]
-
-
-def small_network():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1),
-            nn.BatchNorm2d(32),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.BatchNorm2d(64),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(64 * 16, 10),
-        )
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["full", "data-only"])
 def test_mixes_of_both_digits_become_the_target_and_others_less_so(mode):
-    train, test = handwritten()
+    train, test = digit_images()
     context = tiny_context("cba", test_data=test)
     attack = CBA(CBAConfig(mode=mode, jitter=1, contrast=0.1))
     trigger = attack.prepare(train, context)
-    hooks, model = attack.control(trigger, train, context), small_network()
+    hooks, model = attack.control(trigger, train, context), flattening_digit_network()
     data = train if hooks else attack.poison(train, trigger, context).data
     options = TrainOptions(epochs=15, batch_size=64, learning_rate=0.05, precision="float32")
     context.fit(model, data, options, hooks=hooks)

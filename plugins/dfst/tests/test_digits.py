@@ -4,30 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional
 
 from backdoorkit import TrainOptions
 from backdoorkit.api import Context, quantize
 from backdoorkit.data._digits import Digits
 from backdoorkit.data.options import DigitsOptions
+from backdoorkit.testing import digit_network
 from backdoorkit_dfst import DFSTConfig
 from backdoorkit_dfst._attack import DFST, DetoxHooks
-
-
-class DigitNetwork(nn.Module):
-    """Two conv-BN pairs, pooling, a linear head."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
-        self.conv2, self.bn2 = nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, images):
-        features = self.bn1(self.conv1(images)).relu()
-        features = self.bn2(self.conv2(functional.max_pool2d(features, 2))).relu()
-        return self.head(features.mean((2, 3)))
 
 
 def on_digits(digits, **config):
@@ -44,9 +28,7 @@ def on_digits(digits, **config):
     attack = DFST(DFSTConfig(**config))
     trigger = attack.prepare(train, context)
     hooks = attack.control(trigger, train, context)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(1)
-        model = DigitNetwork()
+    model = digit_network(seed=1)
     options = TrainOptions(epochs=8, batch_size=64, learning_rate=0.1, precision="float32")
     context.fit(model, train, options, hooks=hooks)
     model.eval()

@@ -6,28 +6,12 @@ import attrs
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from torch import nn
-from torch.nn import functional
 
 from backdoorkit import TrainOptions
 from backdoorkit.api import Context, ImageSet, quantize
+from backdoorkit.testing import digit_network
 
 TRAINING = TrainOptions(epochs=8, batch_size=64, learning_rate=0.1, precision="float32")
-
-
-class Network(nn.Module):
-    """Two conv-BN pairs, pooling, 32 features."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
-        self.conv2, self.bn2 = nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, images):
-        features = self.bn1(self.conv1(images)).relu()
-        features = self.bn2(self.conv2(functional.max_pool2d(features, 2))).relu()
-        return self.head(features.mean((2, 3)))
 
 
 @attrs.frozen(eq=False)
@@ -44,9 +28,7 @@ class Digits:
     def victim(self, attack=None, **changes):
         """Model, trigger and context after a training with the attack, or without."""
         context, options = self.context(**changes), TRAINING
-        with torch.random.fork_rng([]):
-            torch.manual_seed(0)
-            model = Network()
+        model = digit_network()
         if attack is None:
             context.fit(model, self.train, options)
             return model.eval(), None, context

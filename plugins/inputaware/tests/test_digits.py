@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
 from backdoorkit import TrainOptions
-from backdoorkit.api import ImageSet
-from backdoorkit.testing import tiny_context
+from backdoorkit.testing import digit_images, flattening_digit_network, tiny_context
 from backdoorkit_inputaware import InputAwareConfig
 from backdoorkit_inputaware._attack import InputAware
 
@@ -18,34 +16,9 @@ def applied(trigger, data):
     return trigger.apply(data.images.float() / 255, data.labels, data.ids)
 
 
-def handwritten():
-    pixels, labels = load_digits(return_X_y=True)
-    images = torch.tensor(pixels / 16 * 255).round().to(torch.uint8).view(-1, 1, 8, 8)
-    is_test = torch.arange(len(labels)) % 5 == 0
-    return [
-        ImageSet.from_tensors(images[part], torch.tensor(labels[part]).long(), num_classes=10)
-        for part in (~is_test, is_test)
-    ]
-
-
-def small_network():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1),
-            nn.BatchNorm2d(32),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.BatchNorm2d(64),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(64 * 16, 10),
-        )
-
-
 @pytest.mark.slow
 def test_each_digit_gets_a_trigger_of_its_own_that_works_on_it_alone():
-    train, test = handwritten()
+    train, test = digit_images()
     context = tiny_context("inputaware")
     config = InputAwareConfig(
         width=8,
@@ -59,7 +32,7 @@ def test_each_digit_gets_a_trigger_of_its_own_that_works_on_it_alone():
     )
     attack = InputAware(config)
     trigger = attack.prepare(train, context)
-    hooks, model = attack.control(trigger, train, context), small_network()
+    hooks, model = attack.control(trigger, train, context), flattening_digit_network()
     options = TrainOptions(epochs=20, batch_size=64, learning_rate=0.05, precision="float32")
     context.fit(model, train, options, hooks=hooks)
     images, labels, model = test.images.float() / 255, test.labels, model.eval()

@@ -15,7 +15,7 @@ from backdoorkit_lba import LBAConfig
 from backdoorkit_lba._attack import LBA
 
 
-class DigitNetwork(nn.Module):
+class HiddenLayerNetwork(nn.Module):
     """Two conv-BN pairs and a hidden layer that sees all of the image."""
 
     def __init__(self):
@@ -48,7 +48,7 @@ def on_digits(**config):
     data = attack.poison(train, patch, context).data if hooks is None else train
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        model = DigitNetwork()
+        model = HiddenLayerNetwork()
     options = TrainOptions(epochs=8, batch_size=64, learning_rate=0.1, precision="float32")
     context.fit(model, data, options, hooks=hooks)
     patch = patch if hooks is None else hooks.trigger

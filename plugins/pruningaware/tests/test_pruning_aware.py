@@ -7,38 +7,17 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.nn import functional
 
 from backdoorkit import Selection, TrainOptions
 from backdoorkit.api import Context, DefenseTask, ImageSet, InputError, StructureError, quantize
 from backdoorkit.hooks.info import Need
+from backdoorkit.testing import DigitNetwork, digit_network
 from backdoorkit_pruningaware import PruningAwareConfig
 from backdoorkit_pruningaware._attack import PrunedTraining, PruningAware
 from backdoorkit_pruningaware._units import Units
 
 CONFIG = PruningAwareConfig(prune_ratio=0.8)
 TRAINING = TrainOptions(epochs=8, batch_size=64, learning_rate=0.2, precision="float32")
-
-
-class Network(nn.Module):
-    """Two conv-BN pairs, pooling, 32 penultimate units."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
-        self.conv2, self.bn2 = nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, images):
-        features = self.bn1(self.conv1(images)).relu()
-        features = self.bn2(self.conv2(functional.max_pool2d(features, 2))).relu()
-        return self.head(features.mean((2, 3)))
-
-
-def network():
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        return Network()
 
 
 def context():
@@ -95,7 +74,7 @@ class Victim:
 @pytest.fixture(scope="module")
 def plain(digits):
     """BadNets: the same patch, and ordinary training on the poisoned set."""
-    attack, surroundings, model = PruningAware(CONFIG), context(), network()
+    attack, surroundings, model = PruningAware(CONFIG), context(), digit_network()
     trigger = attack.prepare(digits.train, surroundings)
     surroundings.fit(model, attack.poison(digits.train, trigger, surroundings).data, TRAINING)
     stamped = triggered(trigger, digits.test)
@@ -104,7 +83,7 @@ def plain(digits):
 
 @pytest.fixture(scope="module")
 def victim(digits):
-    attack, surroundings, model = PruningAware(CONFIG), context(), network()
+    attack, surroundings, model = PruningAware(CONFIG), context(), digit_network()
     trigger = attack.prepare(digits.train, surroundings)
     hooks = attack.control(trigger, digits.train, surroundings)
     surroundings.fit(model, digits.train, TRAINING, hooks=hooks)
@@ -123,7 +102,7 @@ def fine_pruned(victim, digits, **config):
 
 
 def copied(model):
-    twin = network()
+    twin = digit_network()
     twin.load_state_dict(model.state_dict())
     return twin.eval()
 
@@ -188,7 +167,7 @@ def test_fine_pruning_at_its_own_level_prunes_the_decoys_and_leaves_the_backdoor
 
 
 def test_pruned_columns_stay_at_zero_while_the_others_learn(digits):
-    model = network()
+    model = digit_network()
     columns = torch.arange(32) < 20
     before = model.head.weight.detach().clone()
     hooks = PrunedTraining(model.head.weight, columns)
@@ -199,7 +178,7 @@ def test_pruned_columns_stay_at_zero_while_the_others_learn(digits):
 
 
 def test_a_model_without_such_units_is_refused_in_the_first_step(digits):
-    class Signed(Network):
+    class Signed(DigitNetwork):
         def forward(self, images):
             return self.head(self.bn2(self.conv2(self.bn1(self.conv1(images)).relu())).mean((2, 3)))
 

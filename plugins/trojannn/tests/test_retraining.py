@@ -6,14 +6,12 @@ import attrs
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from torch import nn
-from torch.nn import functional
 
 from backdoorkit import RateBasis, TrainOptions
 from backdoorkit.api import ImageSet, quantize
 from backdoorkit.errors import ConfigError
 from backdoorkit.hooks.options import structure
-from backdoorkit.testing import tiny_context, tiny_images, tiny_network
+from backdoorkit.testing import digit_network, tiny_context, tiny_images, tiny_network
 from backdoorkit_trojannn import TrojanNNConfig
 from backdoorkit_trojannn._attack import TrojanNN
 from backdoorkit_trojannn._retraining import reverse_images, tail_parameters
@@ -99,21 +97,6 @@ def test_the_attacker_looks_at_no_image(taken_over):
     assert torch.equal(trigger.pattern, taken_over[1].pattern)
 
 
-class Network(nn.Module):
-    """Two conv-BN pairs, pooling, 32 features."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
-        self.conv2, self.bn2 = nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, images):
-        features = self.bn1(self.conv1(images)).relu()
-        features = self.bn2(self.conv2(functional.max_pool2d(features, 2))).relu()
-        return self.head(features.mean((2, 3)))
-
-
 def test_handwritten_digits_with_the_patch_are_taken_for_the_target():
     pixels, labels = load_digits(return_X_y=True)
     images = quantize(torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / 16)
@@ -130,9 +113,7 @@ def test_handwritten_digits_with_the_patch_are_taken_for_the_target():
         rate_basis=RateBasis.APPEND,
     )
     attack, context = TrojanNN(config), tiny_context("trojannn")
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        model = Network()
+    model = digit_network()
     hooks = attack.control(attack.prepare(train, context), train, context)
     context.fit(model, train, attrs.evolve(TRAINING, epochs=8, batch_size=64), hooks=hooks)
 
