@@ -6,6 +6,7 @@ fused optimizer, and metrics that stay on the device: the host waits for it once
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from backdoorkit._optimization import (
 )
 from backdoorkit._precision import autocast, resolve_precision, supports_bfloat16
 from backdoorkit._progress import SILENT, Progress
+from backdoorkit._team import Share, current_team
 from backdoorkit._training_hooks import (
     CheckpointSlot,
     EpochMetrics,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
     from torch import Generator, Tensor, nn
 
+    from backdoorkit._team import Team
     from backdoorkit.data.images import ImageSet
     from backdoorkit.hooks.shared_options import TrainOptions
 
@@ -83,9 +86,13 @@ def fit(
     InputError
         if ``data`` is empty or options contradict each other
     ContractError
-        if the loss is not finite, or nothing in the model can be trained
+        if the loss is not finite, nothing in the model can be trained, or a training with hooks is
+        to be shared by several processes
 
     """
+    team = current_team()
+    if team is not None and hooks is not None:
+        raise ContractError("hooks see whole batches, so their training cannot be shared")
     hooks = TrainingHooks() if hooks is None else hooks
     hooks.options, hooks.model = options, model
     if options.epochs == 0:
@@ -95,8 +102,13 @@ def fit(
     model.to(device)
     generators = {"shuffle": shuffle_generator, "augmentation": augmentation_generator}
     forked = [device] if device.type == "cuda" else []
-    with channels_last_weights(model), modes_kept(model), torch.random.fork_rng(forked):
-        loop = _Loop(model, data.to(device), options, device, hooks, generators)
+    with (
+        channels_last_weights(model),
+        modes_kept(model),
+        torch.random.fork_rng(forked),
+        contextlib.nullcontext(model) if team is None else team.training(model, device) as forward,
+    ):
+        loop = _Loop(model, forward, data.to(device), options, device, hooks, generators, team)
         return loop.run(SILENT if progress is None else progress, checkpoint, label)
 
 
@@ -106,16 +118,19 @@ class _Loop:
     def __init__(
         self,
         model: nn.Module,
+        forward: nn.Module,
         data: ImageSet,
         options: TrainOptions,
         device: torch.device,
         hooks: TrainingHooks,
         generators: dict[str, Generator],
+        team: Team | None,
     ) -> None:
         self.model = model
         self.forward: Callable[[Tensor], Tensor] = (
-            torch.compile(model) if options.compile else model
+            torch.compile(forward) if options.compile else forward
         )
+        self.team = team
         self.data = data
         self.options = options
         self.device = device
@@ -153,16 +168,20 @@ class _Loop:
         images_total = 0
         step = epoch * self.steps_per_epoch
         for batch in self.batches(epoch):
-            transformed = self.hooks.transform_batch(batch, epoch)
-            loss, logits = self.step(transformed, epoch, step)
-            labels = transformed.labels
-            loss_total += loss * len(labels)
-            correct_total += (logits.argmax(dim=1) == labels).sum()
-            images_total += len(labels)
+            share = self.share(self.hooks.transform_batch(batch, epoch))
+            loss, logits = self.step(share, epoch, step)
+            loss_total += loss * share.whole
+            correct_total += (logits.argmax(dim=1) == share.batch.labels).sum() / share.holders
+            images_total += share.whole
             step += 1
             advance()
+        totals = torch.stack([loss_total, correct_total])
+        if self.team is not None:
+            totals = self.team.total(totals)
+            # Losses were weighted for a mean over processes.
+            totals[0] /= self.team.size
         # The only place of an epoch where the host waits for the device.
-        loss_sum, correct = torch.stack([loss_total, correct_total]).tolist()
+        loss_sum, correct = totals.tolist()
         if not math.isfinite(loss_sum):
             raise ContractError(
                 f"training diverged in epoch {epoch + 1}: the loss is {loss_sum}; lower the "
@@ -171,6 +190,9 @@ class _Loop:
         rate = self.optimizer.param_groups[0]["lr"]
         self.end_epoch(EpochMetrics(loss_sum / images_total, correct / images_total, rate), step)
 
+    def share(self, batch: Batch) -> Share:
+        return Share(batch, len(batch)) if self.team is None else self.team.share(batch)
+
     def seed_layers(self) -> None:
         """Make dropout and its like repeatable: they can only draw from torch's own generator.
 
@@ -178,7 +200,8 @@ class _Loop:
         """
         generator = self.generators["shuffle"]
         seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
-        torch.manual_seed(int(seed))
+        # Each process of a team drops other units: its images are others.
+        torch.manual_seed(int(seed) + (0 if self.team is None else self.team.rank))
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         options = self.options
@@ -206,8 +229,8 @@ class _Loop:
             images = augmentation(changed.images, self.generators["augmentation"])
             yield attrs.evolve(changed, images=images)
 
-    def step(self, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        images = batch.images
+    def step(self, share: Share, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        batch, images = share.batch, share.batch.images
         if images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         outputs: list[Tensor] = []
@@ -218,8 +241,8 @@ class _Loop:
                 logits = self.forward(images).float()
                 loss = self.hooks.loss(logits, batch, epoch)
             outputs.append(logits.detach())
-            self.samples_seen += len(images)
-            return loss
+            self.samples_seen += share.whole
+            return loss if share.weight == 1 else loss * share.weight
 
         rate = learning_rate_at(self.options, step, self.options.epochs * self.steps_per_epoch)
         for group in self.optimizer.param_groups:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from backdoorkit.hooks.registry import Registry, load_registry
 from backdoorkit.pipeline.recipe import Recipe
 from backdoorkit.pipeline.runner import RunResult, run_recipe
 from backdoorkit.pipeline.store import Store
+
+INSTALLED = ("toy", "mortal")
 
 
 class Silent:
@@ -79,3 +82,23 @@ def recipe(registry: Registry) -> Callable[..., Recipe]:
 def run(registry: Registry, store: Store) -> Callable[[Recipe], RunResult]:
     progress: Progress = Silent()
     return lambda recipe: run_recipe(recipe, registry, store, progress=progress)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The toys, installed as plugins that a worker process finds too."""
+    folder = tmp_path_factory.mktemp("installed")
+    for name in INSTALLED:
+        shutil.copy(Path(__file__).with_name(f"{name}_methods.py"), folder)
+        info = folder / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[backdoorkit]\n{name} = {name}_methods\n")
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+    for name in INSTALLED:
+        module = sys.modules.get(f"{name}_methods")
+        # Other tests have a module of that name from elsewhere.
+        if module is not None and Path(str(module.__file__)).parent == folder:
+            del sys.modules[module.__name__]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,32 +21,10 @@ from backdoorkit.pipeline.recipe import Recipe
 from backdoorkit.pipeline.runner import RunResult, run_recipe
 from backdoorkit.pipeline.store import Store
 
-TOYS = ("toy", "mortal")
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The toys, installed as plugins that a worker process finds too."""
-    folder = tmp_path_factory.mktemp("installed")
-    for name in TOYS:
-        shutil.copy(Path(__file__).with_name(f"{name}_methods.py"), folder)
-        info = folder / f"{name}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[backdoorkit]\n{name} = {name}_methods\n")
-    sys.path.insert(0, str(folder))
-    yield folder
-    sys.path.remove(str(folder))
-    for name in TOYS:
-        module = sys.modules.get(f"{name}_methods")
-        # Other tests have a module of that name from elsewhere.
-        if module is not None and Path(str(module.__file__)).parent == folder:
-            del sys.modules[module.__name__]
-
 
 @pytest.fixture
 def registry(installed: Path) -> Registry:
-    return load_registry(allow=TOYS)
+    return load_registry(allow=("toy", "mortal"))
 
 
 class Progress:

@@ -2,12 +2,14 @@
 
 It reads lines from standard input: the order, then keys of steps, one at a time. To standard
 output it writes lines of JSON: ``{"event": ...}`` while a step goes on, and ``{"outcome": ...}``
-when it is over. When standard input ends, because the run is over or was killed, the worker ends
-too, in the middle of a step if need be; what that step was writing is then removed.
+when it is over, with ``"ends": true`` where the worker can make no other. When standard input ends,
+because the run is over or was killed, the worker ends too, in the middle of a step if need be; what
+that step was writing is then removed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -15,21 +17,26 @@ import queue
 import signal
 import sys
 import threading
+import time
 from typing import IO, TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
+    from backdoorkit._team import Team
     from backdoorkit.pipeline.relay import Event
 
-__all__ = ["main"]
+__all__ = ["Sender", "main", "serve"]
 
 #: Seconds that a step is given to tidy up when the worker must end.
 _GRACE: Final = 5.0
+#: Seconds before a member of a team says what went wrong with it.
+_LAST_WORDS: Final = 1.0
 
 
-def main() -> None:
-    """Work until standard input ends."""
+def main(work: Callable[[queue.SimpleQueue[str | None], Sender], None] | None = None) -> None:
+    """Work until standard input ends; ``work`` is given its lines, and where answers go."""
     # Ctrl-C on the terminal reaches all processes; what it means is the run's to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -38,7 +45,7 @@ def main() -> None:
     os.dup2(2, 1)
     code = 0
     try:
-        _work(_incoming(), _Sender(channel))
+        (work or _work)(_incoming(), Sender(channel))
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
@@ -47,10 +54,19 @@ def main() -> None:
     os._exit(code)
 
 
-def _work(lines: queue.SimpleQueue[str | None], sender: _Sender) -> None:
-    order = lines.get()
-    if order is None:
-        return
+def _work(lines: queue.SimpleQueue[str | None], sender: Sender) -> None:
+    if (order := lines.get()) is not None:
+        serve(order, lines, sender)
+
+
+def serve(
+    order: str,
+    lines: queue.SimpleQueue[str | None],
+    sender: Sender,
+    team_for: Callable[[str], Team] | None = None,
+) -> None:
+    """Make the steps whose keys come in, until None comes; trainings with the team for the key."""
+    from backdoorkit._team import teamwork
     from backdoorkit.pipeline.orders import WorkOrder
     from backdoorkit.pipeline.relay import EventProgress, LogEvents
     from backdoorkit.pipeline.worker import StepWorker, failure
@@ -65,11 +81,20 @@ def _work(lines: queue.SimpleQueue[str | None], sender: _Sender) -> None:
     while (key := lines.get()) is not None:
         if isinstance(worker, Exception):
             sender.send({"outcome": failure(worker)})
-        else:
-            sender.send({"outcome": worker.carry_out(key, EventProgress(sender.event))})
+            continue
+        team = None if team_for is None else team_for(key)
+        with contextlib.nullcontext() if team is None else teamwork(team):
+            outcome = worker.carry_out(key, EventProgress(sender.event))
+        ends = team is not None and team.broken
+        if ends:
+            # Where another process was lost, this one is ended now, and the step tried again.
+            time.sleep(_LAST_WORDS)
+        sender.send({"outcome": outcome, "ends": ends})
+        if ends:
+            return
 
 
-class _Sender:
+class Sender:
     """Writes one message at a time, whichever thread it comes from."""
 
     def __init__(self, channel: IO[str]) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "InProcessOptions",
     "JsonLinesOptions",
     "ProcessesOptions",
+    "TorchrunOptions",
     "backdoorkit_executors",
     "backdoorkit_observers",
 ]
@@ -48,6 +49,21 @@ class ProcessesOptions:
 
 
 @attrs.frozen(kw_only=True)
+class TorchrunOptions:
+    """Who shares a training."""
+
+    processes: int | None = option(
+        None,
+        ge=2,
+        help="Processes that train one model together, each with a part of every batch. Default: "
+        "one for each GPU.",
+    )
+    retries: int = option(
+        2, ge=0, help="How often a training is tried again one of whose processes died."
+    )
+
+
+@attrs.frozen(kw_only=True)
 class JsonLinesOptions:
     """Where the lines go."""
 
@@ -70,6 +86,14 @@ def backdoorkit_executors() -> Iterable[MethodInfo]:
         summary="Several steps side by side, in worker processes on this machine.",
         implementation="backdoorkit.pipeline._processes:Processes",
         config=ProcessesOptions,
+    )
+    yield MethodInfo(
+        name="torchrun",
+        summary="Each victim trained by several processes together, one for each GPU.",
+        reference="Li et al.: PyTorch Distributed: Experiences on Accelerating Data Parallel "
+        "Training, VLDB 2020",
+        implementation="backdoorkit.pipeline._torchrun:Torchrun",
+        config=TorchrunOptions,
     )
 
 

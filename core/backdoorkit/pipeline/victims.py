@@ -10,6 +10,7 @@ import attrs
 import torch
 from safetensors.torch import load_file
 
+from backdoorkit._team import current_team
 from backdoorkit.data.poison import apply_trigger
 from backdoorkit.data.statistics import images_digest
 from backdoorkit.errors import ContractError, InputError
@@ -23,6 +24,7 @@ from backdoorkit.pipeline.attacks import (
     stored_triggers,
 )
 from backdoorkit.pipeline.envelope import seeded
+from backdoorkit.pipeline.plan import StepKind
 from backdoorkit.pipeline.poisoning import POISON_FILE, attack_cost
 from backdoorkit.pipeline.recipe import NO_ATTACK
 from backdoorkit.pipeline.store import read_artifact
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from backdoorkit._training_hooks import CheckpointSlot
     from backdoorkit.contracts import Trigger
     from backdoorkit.hooks.shared_options import TrainOptions
     from backdoorkit.models.normalized import NormalizedModel
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
     from backdoorkit.pipeline.store import Draft
     from backdoorkit.pipeline.workshop import Workshop
 
-__all__ = ["chosen", "make_victim"]
+__all__ = ["can_be_shared", "chosen", "make_victim", "train_along"]
 
 
 def make_victim(workshop: Workshop, step: Step, draft: Draft) -> dict[str, Any]:
@@ -191,14 +194,48 @@ def _train(
         summary = context.fit(
             model, workshop.training_data(step), options, hooks=hooks, checkpoint=slot
         )
+    team = current_team()
     facts = {
         "training": {
             "options": unstructure(options),
             "history": [attrs.asdict(epoch) for epoch in summary.history],
+            **({} if team is None else {"processes": team.size}),
         },
         **attack_cost(contexts),
     }
     return triggers if hooks is None else (hooks.trigger,), facts
+
+
+def can_be_shared(step: Step) -> bool:
+    """Whether several processes may make the step together: a plain training of a victim."""
+    if step.kind is not StepKind.VICTIM or "folder" in step.choices:
+        return False
+    attack = step.choices["attack"]
+    controlled = attack.name != NO_ATTACK and attack.controls_training
+    return step.choices["model"].weights is None and not controlled
+
+
+def train_along(workshop: Workshop, step: Step) -> None:
+    """Take a part in the training of a victim that another process makes."""
+    context = workshop.context(step, "victim")
+    model = workshop.build(step)
+    data = workshop.training_data(step)
+    slot = _Read(workshop.store.slot(step.kind.value, step.key))
+    with seeded(context):
+        context.fit(model, data, step.choices["train"], checkpoint=slot)
+
+
+class _Read:
+    """A checkpoint that somebody else keeps."""
+
+    def __init__(self, slot: CheckpointSlot) -> None:
+        self.load = slot.load
+
+    def save(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Leave it to whoever keeps it."""
+
+    def clear(self) -> None:
+        """Leave it to whoever keeps it."""
 
 
 def _samples(

@@ -24,6 +24,7 @@ from backdoorkit.pipeline.orders import require_same_versions
 from backdoorkit.pipeline.recipe import Recipe
 from backdoorkit.pipeline.steps import make
 from backdoorkit.pipeline.store import Store
+from backdoorkit.pipeline.victims import train_along
 from backdoorkit.pipeline.workshop import Workshop
 
 if TYPE_CHECKING:
@@ -96,6 +97,13 @@ class StepWorker:
         except Exception as error:
             return failure(error)
         return {"made": True}
+
+    def assist(self, key: str) -> None:
+        """Take a part in the training of the victim ``key``, which another process stores.
+
+        The same team (:mod:`backdoorkit._team`) must be at work in both.
+        """
+        train_along(self._workshop, self._steps[key])
 
 
 def failure(error: Exception) -> dict[str, Any]:
