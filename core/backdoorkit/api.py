@@ -35,6 +35,7 @@ from backdoorkit.control import AttackHooks, PerBatchPoisoning
 from backdoorkit.data.augmentation import Augmentation
 from backdoorkit.data.batches import Batch, batches
 from backdoorkit.data.choosing import NOT_ATTACKED, choose_positions, map_labels
+from backdoorkit.data.contents import contents_digest
 from backdoorkit.data.images import ImageSet
 from backdoorkit.data.noise import uniform_by_sample
 from backdoorkit.data.poison import (
@@ -121,6 +122,7 @@ __all__ = [
     "choose_positions",
     "collect_features",
     "contact_sheet",
+    "contents_digest",
     "find_structure",
     "largest_accepted",
     "map_labels",

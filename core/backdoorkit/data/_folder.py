@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Final
 
 import torch
 
 from backdoorkit.contracts import Dataset
+from backdoorkit.data.contents import contents_digest
 from backdoorkit.data.images import ImageSet
 from backdoorkit.data.loading import PictureForm, StreamedFiles, picture_sizes
 from backdoorkit.data.options import FolderOptions
@@ -52,18 +52,15 @@ class ImageFolder(Dataset[FolderOptions]):
         )
 
     def fingerprint(self) -> str:
-        """Names, sizes and times of all pictures."""
-        digest = hashlib.sha256()
-        train, test = self._folders()
-        for folder in (train, test):
-            if folder is None:
-                continue
-            paths, _ = _pictures(folder, _classes(folder))
-            for path in paths:
-                facts = path.stat()
-                name = path.relative_to(self._root).as_posix()
-                digest.update(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
-        return digest.hexdigest()
+        """Names and contents of all pictures."""
+        return contents_digest(
+            {
+                path.relative_to(self._root).as_posix(): path
+                for folder in self._folders()
+                if folder is not None
+                for path in _pictures(folder, _classes(folder))[0]
+            }
+        )
 
     @property
     def _root(self) -> Path:

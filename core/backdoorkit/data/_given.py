@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 from typing import TYPE_CHECKING, Final
 
 import torch
 
 from backdoorkit.contracts import Dataset
 from backdoorkit.data._folder import EXTENSIONS
+from backdoorkit.data.contents import contents_digest
 from backdoorkit.data.images import ImageSet
 from backdoorkit.data.loading import PictureForm, StreamedFiles, picture_modes, picture_sizes
 from backdoorkit.data.options import GivenImagesOptions, NoImagesOptions
@@ -54,13 +54,9 @@ class GivenImages(Dataset[GivenImagesOptions]):
         )
 
     def fingerprint(self) -> str:
-        """Names, sizes and times of all pictures."""
-        digest = hashlib.sha256()
-        for path in pictures_below(self._root):
-            facts = path.stat()
-            name = path.relative_to(self._root).as_posix()
-            digest.update(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
-        return digest.hexdigest()
+        """Names and contents of all pictures."""
+        found = pictures_below(self._root)
+        return contents_digest({path.relative_to(self._root).as_posix(): path for path in found})
 
     @property
     def _root(self) -> Path:

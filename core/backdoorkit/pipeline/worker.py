@@ -89,7 +89,7 @@ class StepWorker:
             if step is None:
                 raise ContractError(
                     "the worker's plan lacks this step: data or files that the recipe names are "
-                    "others there (contents, or times of change) than where the run was started"
+                    "others there than where the run was started"
                 )
             # Results go their own way, whatever a method prints.
             with contextlib.redirect_stdout(sys.stderr):

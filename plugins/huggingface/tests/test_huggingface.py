@@ -207,7 +207,10 @@ def test_fingerprint_follows_local_files_and_hub_revisions(tmp_path):
     local = HuggingFaceImages(HuggingFaceOptions(path=str(tmp_path / "data")))
     before = local.fingerprint()
     assert local.fingerprint() == before
-    os.utime(tmp_path / "data" / "test-00000-of-00001.parquet", ns=(1, 1))
+    test = tmp_path / "data" / "test-00000-of-00001.parquet"
+    os.utime(test, ns=(1, 1))
+    assert local.fingerprint() == before
+    test.write_bytes(next((tmp_path / "data").glob("train-*")).read_bytes())
     assert local.fingerprint() != before
     hub = {
         HuggingFaceImages(HuggingFaceOptions(path="a/b", revision=revision)).fingerprint()

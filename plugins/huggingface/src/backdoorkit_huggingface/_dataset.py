@@ -15,7 +15,7 @@ import torch
 from backdoorkit.api import Dataset, ImageSet, InputError
 from backdoorkit_huggingface import HuggingFaceOptions
 from backdoorkit_huggingface._decoded import load_decoded, save_decoded
-from backdoorkit_huggingface._files import facts_digest, is_local, local_files, shares_one_file
+from backdoorkit_huggingface._files import files_digest, is_local, local_files, shares_one_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,10 +46,10 @@ class HuggingFaceImages(Dataset[HuggingFaceOptions]):
         return data
 
     def fingerprint(self) -> str:
-        """Names, sizes and times of local files; name and revision on the hub."""
+        """Names and contents of local files; name and revision on the hub."""
         config = self.config
         if is_local(config):
-            return facts_digest([*local_files(config, "train"), *local_files(config, "test")])
+            return files_digest(config, ("train", "test"))
         return f"{config.path}@{config.revision or 'latest'}"
 
     def _opened(self, split: str, cache: Path) -> ImageSet:
@@ -116,8 +116,7 @@ class HuggingFaceImages(Dataset[HuggingFaceOptions]):
         source = f"{config.path}@{config.revision}"
         if is_local(config):
             # The training split decides on form and classes of both.
-            used = [file for part in {"train", split} for file in local_files(config, part)]
-            source = facts_digest(sorted(used))
+            source = files_digest(config, dict.fromkeys(("train", split)))
         words = "\x1f".join((source, repr(config), split))
         key = hashlib.sha256(words.encode()).hexdigest()
         return cache / "huggingface-decoded" / f"{key}.safetensors"

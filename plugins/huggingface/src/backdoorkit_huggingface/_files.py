@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backdoorkit.api import InputError
+from backdoorkit.api import InputError, contents_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from backdoorkit_huggingface import HuggingFaceOptions
 
-__all__ = ["facts_digest", "is_local", "local_files", "shares_one_file"]
+__all__ = ["files_digest", "is_local", "local_files", "shares_one_file"]
 
 _NAMES_SHOWN = 5
 
@@ -53,13 +52,15 @@ def local_files(config: HuggingFaceOptions, split: str) -> list[Path]:
     return _files_of_folder(path, config.train_split if split == "train" else config.test_split)
 
 
-def facts_digest(files: Sequence[Path]) -> str:
-    """Changes with names, sizes and times of the files."""
-    digest = hashlib.sha256()
-    for file in files:
-        facts = file.stat()
-        digest.update(f"{file.name}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
-    return digest.hexdigest()
+def files_digest(config: HuggingFaceOptions, splits: Iterable[str]) -> str:
+    """Changes with names, order and contents of the splits' local files."""
+    return contents_digest(
+        {
+            f"{split}/{number:06}/{file.name}": file
+            for split in splits
+            for number, file in enumerate(local_files(config, split))
+        }
+    )
 
 
 def _files_of_folder(folder: Path, split: str) -> list[Path]:
