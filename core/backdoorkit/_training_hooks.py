@@ -56,6 +56,9 @@ class TrainingHooks:
     options: TrainOptions = TrainOptions()
     #: the model that it trains, set by it: for batches that are made against the model
     model: nn.Module
+    #: whether :meth:`after_epoch` is to end the training long before its last epoch, so that the
+    #: number of epochs says nothing of the time left
+    ends_early: bool = False
 
     def before_augmentation(self, batch: Batch, epoch: int) -> Batch:
         """The batch to augment instead of ``batch``; images as stored, in [0, 1]."""

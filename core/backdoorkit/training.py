@@ -147,7 +147,8 @@ class _Loop:
     ) -> TrainingSummary:
         if checkpoint is not None and (kept := checkpoint.load()) is not None:
             self.resume(*kept)
-        task = progress.start(label, self.options.epochs * self.steps_per_epoch)
+        most = self.options.epochs * self.steps_per_epoch
+        task = progress.start(label, None if self.hooks.ends_early else most)
         progress.advance(task, self.summary.gradient_steps)
         try:
             while self.summary.epochs_run < self.options.epochs and not self.summary.stopped_early:

@@ -158,6 +158,7 @@ class Unlearning(TrainingHooks):
         gradient_clip: float | None = None,
     ) -> None:
         self._stop_accuracy = stop_accuracy
+        self.ends_early = stop_accuracy is not None
         self._measure = measure
         self._growth = growth
         self._gradient_clip = gradient_clip

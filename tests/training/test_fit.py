@@ -290,3 +290,12 @@ def test_progress_counts_steps_and_always_finishes(model, train):
     assert shown.calls[0] == ("start", "training", 2)
     assert sum(call[2] for call in shown.calls if call[0] == "advance") == 2
     assert shown.calls[-1] == ("finish", 7)
+
+
+def test_no_time_left_is_shown_of_a_training_that_ends_early(model, train):
+    class Early(TrainingHooks):
+        ends_early = True
+
+    shown = Shown()
+    train(model, epochs=1, batch_size=20, progress=shown, hooks=Early())
+    assert shown.calls[0] == ("start", "training", None)

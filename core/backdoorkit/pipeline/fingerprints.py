@@ -44,4 +44,4 @@ def _file_digest(path: Any) -> str:
         with Path(path).open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"weights {path} cannot be read: {error.strerror}") from None
+        raise InputError(f"file {path} cannot be read: {error.strerror}") from None
