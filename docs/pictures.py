@@ -12,6 +12,7 @@ import sys
 import tempfile
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from backdoorkit.hooks.info import Kind
 from backdoorkit.hooks.registry import Method, Registry, load_registry, resolve_config
@@ -22,6 +23,12 @@ ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs" / "methods" / "pictures"
 #: long enough for a trigger that is learned while the victim trains
 CONTROLLED_EPOCHS = 5
+#: less work than by default, for pictures of the same sort in minutes
+SETTINGS: dict[str, dict[str, Any]] = {
+    "hidden-trigger": {"surrogate_epochs": 2, "steps": 10},
+    "ssba": {"steps": 800},
+    "trojannn": {"surrogate_epochs": 5, "steps": 300, "backgrounds": 8},
+}
 
 
 def attacks(registry: Registry) -> list[Method]:
@@ -37,12 +44,13 @@ def draw(registry: Registry, attack: Method, store: Store) -> Path:
     from backdoorkit.pipeline.runner import run_recipe
     from backdoorkit.report.pictures import write_sheet
 
-    controls = resolve_config(attack, {}).controls_training
+    settings = SETTINGS.get(attack.name, {})
+    controls = resolve_config(attack, settings).controls_training
     recipe = Recipe.from_mapping(
         {
             "data": {"name": "digits", "size": 32, "channels": 3},
             "train": {"epochs": CONTROLLED_EPOCHS if controls else 0},
-            "attacks": [{"name": attack.name}],
+            "attacks": [{"name": attack.name, **settings}],
             "device": "cpu",
         },
         registry,

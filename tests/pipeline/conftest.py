@@ -102,3 +102,17 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         # Other tests have a module of that name from elsewhere.
         if module is not None and Path(str(module.__file__)).parent == folder:
             del sys.modules[module.__name__]
+
+
+@pytest.fixture
+def mortal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """A method of ``mortal_methods`` whose process dies so many times before it lives."""
+    monkeypatch.setenv("MORTAL_FOLDER", str(tmp_path))
+
+    def make(name: str, life: str, deaths: int = 0, **options: Any) -> dict[str, Any]:
+        (tmp_path / life).mkdir()
+        for number in range(deaths):
+            (tmp_path / life / f"death-{number}").touch()
+        return {"name": name, "life": life, **options}
+
+    return make

@@ -52,20 +52,12 @@ def progress() -> Progress:
 
 
 @pytest.fixture
-def run(registry: Registry, progress: Progress) -> Callable[..., RunResult]:
+def run(
+    recipe: Callable[..., Recipe], registry: Registry, progress: Progress
+) -> Callable[..., RunResult]:
     def start(store: Path, **changes: Any) -> RunResult:
-        values: dict[str, Any] = {
-            "data": {"name": "toy-data", "reserve_size": 32},
-            "model": {"name": "toy-network"},
-            "train": {"epochs": 2, "batch_size": 32, "precision": "float32"},
-            "attacks": [{"name": "toy-attack"}],
-            "metrics": [{"name": "toy-metric"}],
-            "device": "cpu",
-            "threads": 1,
-            **changes,
-        }
-        recipe = Recipe.from_mapping(values, registry)
-        return run_recipe(recipe, registry, Store(store), progress=progress)
+        chosen = recipe(threads=1, **changes)
+        return run_recipe(chosen, registry, Store(store), progress=progress)
 
     return start
 
@@ -78,20 +70,6 @@ def models(store: Path) -> dict[str, bytes]:
 def numbers(result: RunResult) -> dict[tuple[str, str], Any]:
     rows = result.table.rows
     return {(row.attack, row.defense): [cell.metrics for cell in row.cells] for row in rows}
-
-
-@pytest.fixture
-def mortal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """A defense whose process dies so many times before it lives."""
-    monkeypatch.setenv("MORTAL_FOLDER", str(tmp_path))
-
-    def make(life: str, deaths: int = 0, **options: Any) -> dict[str, Any]:
-        (tmp_path / life).mkdir()
-        for number in range(deaths):
-            (tmp_path / life / f"death-{number}").touch()
-        return {"name": "mortal", "life": life, **options}
-
-    return make
 
 
 def test_two_jobs_end_with_the_bits_of_one(run: Callable[..., RunResult], tmp_path: Path) -> None:
@@ -120,7 +98,7 @@ def test_a_step_whose_worker_dies_is_made_by_another(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    defenses = [mortal("a", deaths=1), mortal("b", deaths=2)]
+    defenses = [mortal("mortal", "a", deaths=1), mortal("mortal", "b", deaths=2)]
     executor = {"name": "processes", "retries": 1}
     result = run(tmp_path / "store", executor=executor, jobs=1, defenses=defenses)
     assert "killed by signal 9" in caplog.text
@@ -170,7 +148,7 @@ def test_wrappers_see_every_step_here_and_never_two_at_once_and_progress_is_show
             return result
 
     registry.register(Watcher(), name="watcher")
-    defenses = [mortal(str(number), seconds=0.3) for number in range(2)]
+    defenses = [mortal("mortal", str(number), seconds=0.3) for number in range(2)]
     result = run(tmp_path / "store", jobs=2, defenses=defenses)
     assert not result.failed
     keys = [step.key for step in result.run.plan.steps]
@@ -202,7 +180,7 @@ def test_methods_of_this_process_alone_are_refused(
     registry.unregister("mortal")
     registry.register(mortal_methods, name="here")
     with pytest.raises(InputError, match="defense:mortal was registered in this process"):
-        run(tmp_path / "store", jobs=2, defenses=[mortal("mortal")])
+        run(tmp_path / "store", jobs=2, defenses=[mortal("mortal", "mortal")])
 
 
 @pytest.mark.parametrize(

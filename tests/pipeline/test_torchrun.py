@@ -28,43 +28,12 @@ def registry(installed: Path) -> Registry:
 
 
 @pytest.fixture
-def recipe(registry: Registry) -> Callable[..., Recipe]:
-    def make(**changes: Any) -> Recipe:
-        values: dict[str, Any] = {
-            "data": {"name": "toy-data", "reserve_size": 32},
-            "model": {"name": "toy-network"},
-            "train": {"epochs": 2, "batch_size": 30, "precision": "float32"},
-            "attacks": [{"name": "toy-attack"}],
-            "metrics": [{"name": "toy-metric"}],
-            "device": "cpu",
-            "threads": 1,
-            **changes,
-        }
-        return Recipe.from_mapping(values, registry)
-
-    return make
-
-
-@pytest.fixture
 def run(recipe: Callable[..., Recipe], registry: Registry) -> Callable[..., RunResult]:
     def start(store: Path, **changes: Any) -> RunResult:
-        return run_recipe(recipe(**changes), registry, Store(store), progress=SILENT)
+        chosen = recipe(threads=1, **changes)
+        return run_recipe(chosen, registry, Store(store), progress=SILENT)
 
     return start
-
-
-@pytest.fixture
-def mortal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """A network of whose team somebody dies so many times."""
-    monkeypatch.setenv("MORTAL_FOLDER", str(tmp_path))
-
-    def make(life: str, deaths: int, **options: Any) -> dict[str, Any]:
-        (tmp_path / life).mkdir()
-        for number in range(deaths):
-            (tmp_path / life / f"death-{number}").touch()
-        return {"name": "mortal-network", "life": life, **options}
-
-    return make
 
 
 def training(result: RunResult, number: int = 0) -> dict[str, Any]:
@@ -97,7 +66,9 @@ def test_a_training_one_of_whose_processes_dies_is_made_by_others(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    result = run(tmp_path / "store", executor=TWO, model=mortal("life", 1, rank="1"))
+    result = run(
+        tmp_path / "store", executor=TWO, model=mortal("mortal-network", "life", 1, rank="1")
+    )
     assert not result.failed
     assert re.search("its worker process .*trying it again", caplog.text)
     assert "Traceback" not in capfd.readouterr().err
@@ -107,7 +78,7 @@ def test_a_training_one_of_whose_processes_dies_is_made_by_others(
 def test_an_error_of_the_leader_is_told_and_the_next_training_has_a_fresh_team(
     run: Callable[..., RunResult], mortal: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    network = mortal("life", 1, rank="0", by_error=True)
+    network = mortal("mortal-network", "life", 1, rank="0", by_error=True)
     result = run(tmp_path / "store", executor=TWO, model=network, seeds=[0, 1])
     first, second = result.table.rows[0].cells
     assert "no memory is left" in str(first.error)
@@ -120,7 +91,7 @@ def test_an_error_of_another_process_is_told(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    network = mortal("life", 1, rank="1", by_error=True)
+    network = mortal("mortal-network", "life", 1, rank="1", by_error=True)
     result = run(tmp_path / "store", executor=TWO | {"retries": 0}, model=network)
     assert result.failed
     shown = capfd.readouterr().err
@@ -131,7 +102,7 @@ def test_an_error_of_another_process_is_told(
 def test_a_loss_that_is_not_finite_fails_the_cell(
     run: Callable[..., RunResult], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    train = {"epochs": 3, "batch_size": 30, "learning_rate": 1e30, "precision": "float32"}
+    train = {"epochs": 3, "batch_size": 32, "learning_rate": 1e30, "precision": "float32"}
     result = run(tmp_path / "store", executor=TWO, train=train)
     (error,) = result.table.rows[0].errors
     assert "training diverged" in error
