@@ -23,12 +23,12 @@ def scalar(value):
     return torch.tensor(value, dtype=torch.float64, requires_grad=True)
 
 
-def scalar_hypergradient(steps, rate=ETA, direct=0.0):
+def scalar_hypergradient(steps, rate=ETA, direct=0.0, **options):
     """Inner ½ a δ² - b θ δ at its minimum δ = b θ / a; outer ½ (δ - c)² + ``direct`` θ."""
     theta, delta = scalar(THETA), scalar(B * THETA / A)
     inner = 0.5 * A * delta**2 - B * theta * delta
     outer = 0.5 * (delta - C) ** 2 + direct * theta
-    [gradient] = hypergradient(outer, inner, delta, [theta], steps=steps, rate=rate)
+    [gradient] = hypergradient(outer, inner, delta, [theta], steps=steps, rate=rate, **options)
     return float(gradient)
 
 
@@ -39,6 +39,30 @@ def test_each_number_of_steps_has_its_closed_form(steps, expected):
     exact = (B * THETA / A - C) * (B / A) * (1 - (1 - ETA * A) ** steps)
     assert scalar_hypergradient(steps) == pytest.approx(exact, rel=1e-12)
     assert scalar_hypergradient(steps) == pytest.approx(expected, abs=5e-6)
+
+
+@pytest.mark.parametrize("rate", [ETA, 0.9])
+def test_a_series_that_shrinks_is_summed_whole(rate):
+    whole = scalar_hypergradient(5, rate=rate)
+    assert scalar_hypergradient(5, rate=rate, only_shrinking=True) == whole
+
+
+@pytest.mark.parametrize("rate", [1.0, 1.5])  # factors of -1 and -2 from term to term
+def test_of_a_series_that_does_not_shrink_the_first_term_is_left(rate):
+    first = scalar_hypergradient(1, rate=rate)
+    assert scalar_hypergradient(5, rate=rate, only_shrinking=True) == pytest.approx(first)
+
+
+def test_a_series_ends_where_it_begins_to_grow():
+    # Two directions: one shrinks by half at each term and is large, one doubles and is small.
+    theta = torch.tensor([1.0, 1.0], dtype=torch.float64, requires_grad=True)
+    delta = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    curvature = torch.tensor([0.5, -1.0], dtype=torch.float64)  # J = diag(0.5, 2) at a rate of 1
+    inner = 0.5 * (curvature * delta**2).sum() - theta @ delta
+    outer = delta @ torch.tensor([64.0, 1.0], dtype=torch.float64)
+    [gradient] = hypergradient(outer, inner, delta, [theta], steps=9, rate=1.0, only_shrinking=True)
+    # Terms (64, 1), (32, 2), (16, 4), (8, 8); the next, (4, 16), is larger than (8, 8).
+    assert gradient.tolist() == [120.0, 15.0]
 
 
 def test_the_direct_gradient_is_added():

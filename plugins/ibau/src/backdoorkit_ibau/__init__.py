@@ -64,6 +64,11 @@ class IBAUConfig:
     fixed_point_rate: float = option(
         0.1, ge=0, symbol="η", help="Step of the map whose fixed point the perturbation is."
     )
+    only_shrinking: bool = option(
+        True,
+        help="End the series before the first term that is not smaller than the one before: it "
+        "does not converge there. Released code sums all K terms.",
+    )
     optimizer: Literal["adam", "sgd"] = option("adam", help="Optimizer of the model.")
     learning_rate: float = option(1e-3, gt=0, help="Learning rate of the model.")
     momentum: float = option(0.9, ge=0, lt=1, help="SGD momentum (Adam: first beta).")
@@ -87,6 +92,7 @@ _PAPER = {
     "implicit": True,
     "fixed_point_steps": 5,
     "fixed_point_rate": 0.1,
+    "only_shrinking": False,
     "optimizer": "adam",
     "learning_rate": 1e-3,
 }

@@ -22,6 +22,7 @@ def hypergradient(
     *,
     steps: int,
     rate: float,
+    only_shrinking: bool = False,
 ) -> tuple[Tensor, ...]:
     """d outer / dθ, where ``solution`` δ follows the parameters θ as a minimum of ``inner``.
 
@@ -31,8 +32,8 @@ def hypergradient(
     ∂outer/∂θ + (∂Φ/∂θ)ᵀ v,    v = (I - Jᵀ)⁻¹ g = g + Jᵀg + (Jᵀ)²g + ...
 
     of which the first ``steps`` (K) terms are summed. The series converges where ``inner`` is
-    strongly convex in δ and ``rate`` (η) is below 2 / its largest curvature; elsewhere K must be
-    small.
+    strongly convex in δ and ``rate`` (η) is below 2 / its largest curvature; elsewhere its terms
+    grow, and the last of them drown all others.
 
     Parameters
     ----------
@@ -42,6 +43,9 @@ def hypergradient(
         δ, a leaf that requires a gradient.
     parameters:
         θ; one that has no part in either loss gets zeros.
+    only_shrinking:
+        End the sum before the first term that is not smaller than the one before it (not in the
+        paper).
 
     Returns
     -------
@@ -56,12 +60,17 @@ def hypergradient(
     """
     g, *direct = torch.autograd.grad(outer, [solution, *parameters], materialize_grads=True)
     (slope,) = torch.autograd.grad(inner, solution, create_graph=True, materialize_grads=True)
-    v = g
-    for _ in range(steps - 1):  # v ← g + Jᵀv, where Jᵀv = v - η (∇² inner) v
+    v = term = g
+    for _ in range(steps - 1):  # v ← v + (Jᵀ)ᵏg, where Jᵀu = u - η (∇² inner) u
         (curved,) = torch.autograd.grad(
-            slope, solution, v, retain_graph=True, materialize_grads=True
+            slope, solution, term, retain_graph=True, materialize_grads=True
         )
-        v = g + v - rate * curved
+        following = term - rate * curved
+        if only_shrinking:
+            # Zeros from then on: looking whether there is anything to add would make a GPU wait.
+            following = following * (following.norm() < term.norm())
+        term = following
+        v = v + term
     # (∂Φ/∂θ)ᵀ v = -η ∇_θ <∇_δ inner, v>
     response = torch.autograd.grad(slope, parameters, v, materialize_grads=True)
     return tuple(

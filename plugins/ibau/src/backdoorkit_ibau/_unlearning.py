@@ -68,6 +68,7 @@ def unlearn(
                 parameters,
                 steps=config.fixed_point_steps,
                 rate=config.fixed_point_rate,
+                only_shrinking=config.only_shrinking,
             )
         else:
             with context.autocast():
