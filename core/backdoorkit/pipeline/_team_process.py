@@ -25,7 +25,7 @@ _MODULE: Final = "backdoorkit.pipeline._team_process"
 #: Longest time from one training to the next: dead processes are noticed by the launcher.
 _PATIENCE: Final = datetime.timedelta(days=30)
 #: Seconds before a failed process says why.
-_LAST_WORDS: Final = 2.0
+_LAST_WORDS: Final = 6.0
 
 
 def launch(processes: int) -> int:

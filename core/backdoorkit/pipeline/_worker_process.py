@@ -32,7 +32,7 @@ __all__ = ["Sender", "main", "serve"]
 #: Seconds that a step is given to tidy up when the worker must end.
 _GRACE: Final = 5.0
 #: Seconds before a member of a team says what went wrong with it.
-_LAST_WORDS: Final = 1.0
+_LAST_WORDS: Final = 3.0
 
 
 def main(work: Callable[[queue.SimpleQueue[str | None], Sender], None] | None = None) -> None:
