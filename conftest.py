@@ -9,4 +9,5 @@ import tempfile
 # threads that wait for each other can make a test ten times slower. Subprocesses inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What is remembered of files is none of a test's business beyond the tests.
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="backdoorkit-tests-")
+_CACHE = tempfile.TemporaryDirectory(prefix="backdoorkit-tests-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from backdoorkit.data.batches import Batch
 
-__all__ = ["Share", "Team", "current_team", "teamwork"]
+__all__ = ["Share", "Team", "current_team", "summed", "teamwork"]
 
 
 @attrs.frozen(eq=False)
@@ -93,10 +93,12 @@ class Team:
         )
         return Share(part, whole, weight=len(part) * self.size / whole)
 
-    def total(self, values: Tensor) -> Tensor:
-        """Sum over the processes, in place."""
-        distributed.all_reduce(values)
-        return values
+
+def summed(values: Tensor) -> Tensor:
+    """Sum over the processes, without gradients."""
+    total = values.detach().contiguous().clone()
+    distributed.all_reduce(total)
+    return total
 
 
 _current: Team | None = None
@@ -149,11 +151,13 @@ class _CommonForward:
             return alone
         dims = [dim for dim in range(values.ndim) if dim != 1]
         wide = values.float()
-        count = _total(torch.tensor(float(values.numel() // values.shape[1]), device=values.device))
+        own = wide.new_full((1,), values.numel() // values.shape[1])
         # Two passes: the difference of large numbers would lose digits.
-        mean = _total(wide.sum(dims)) / count
+        total = _Summed.apply(torch.cat([wide.sum(dims), own]))
+        count = total[-1].detach()
+        mean = total[:-1] / count
         centered = wide - _per_channel(mean, wide)
-        variance = _total(centered.square().sum(dims)) / count
+        variance = _Summed.apply(centered.square().sum(dims)) / count
         distinct = count / self._team.holders
         _follow(module, mean.detach(), variance.detach() * distinct / (distinct - 1))
         scale = (variance + module.eps).rsqrt()
@@ -182,24 +186,15 @@ def _follow(module: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
     module.running_var.lerp_(variance, share)
 
 
-class _Total(torch.autograd.Function):
-    """Sum over the processes; what each did to it counts for all, so gradients are summed too."""
+class _Summed(torch.autograd.Function):
+    """:func:`summed`; what each process did to the sum counts for all, so gradients are summed."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         del ctx
-        total = values.contiguous().clone()
-        distributed.all_reduce(total)
-        return total
+        return summed(values)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         del ctx
-        total = gradient.contiguous().clone()
-        distributed.all_reduce(total)
-        return total
-
-
-def _total(values: Tensor) -> Tensor:
-    total: Tensor = _Total.apply(values)
-    return total
+        return summed(gradient)

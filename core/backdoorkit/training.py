@@ -25,7 +25,7 @@ from backdoorkit._optimization import (
 )
 from backdoorkit._precision import autocast, resolve_precision, supports_bfloat16
 from backdoorkit._progress import SILENT, Progress
-from backdoorkit._team import Share, current_team
+from backdoorkit._team import Share, current_team, summed
 from backdoorkit._training_hooks import (
     CheckpointSlot,
     EpochMetrics,
@@ -178,7 +178,7 @@ class _Loop:
             advance()
         totals = torch.stack([loss_total, correct_total])
         if self.team is not None:
-            totals = self.team.total(totals)
+            totals = summed(totals)
             # Losses were weighted for a mean over processes.
             totals[0] /= self.team.size
         # The only place of an epoch where the host waits for the device.

@@ -10,21 +10,17 @@ import attrs
 import pytest
 from click.testing import CliRunner
 
-from backdoorkit import MethodInfo, PoisonOptions, hookimpl, option
+from backdoorkit import PoisonOptions, option
 from backdoorkit.cli import cli
 from backdoorkit.hooks.registry import Registry
 from backdoorkit.pipeline import catalog
 from backdoorkit.pipeline.recipe import STANDARD_METRICS
+from backdoorkit.testing import light_method, light_plugin
 
 
 @attrs.frozen(kw_only=True)
 class ImageOptions:
     size: int = option(8, ge=1, help="Side.")
-
-
-@attrs.frozen(kw_only=True)
-class NoOptions:
-    pass
 
 
 @attrs.frozen(kw_only=True)
@@ -47,59 +43,31 @@ class Required:
     level: int = option(help="Level.")
 
 
-def info(name, config, **more):
-    return MethodInfo(name=name, summary="Sum.", implementation="none:None_", config=config, **more)
-
-
-class Methods:
-    @staticmethod
-    @hookimpl
-    def backdoorkit_datasets():
-        return [info("digits", ImageOptions), info("letters", ImageOptions)]
-
-    @staticmethod
-    @hookimpl
-    def backdoorkit_models():
-        return [info("small-cnn", NoOptions), info("deep", NoOptions)]
-
-    @staticmethod
-    @hookimpl
-    def backdoorkit_attacks():
-        return [
-            info("patch", PatchOptions, presets={"paper": {"poison_rate": 0.3, "target": 2}}),
-            info("twice", PoisonOptions),
-        ]
-
-    @staticmethod
-    @hookimpl
-    def backdoorkit_defenses():
-        return [
-            info("prune", PruningOptions),
-            info("strict", Required),
-            info("twice", NoOptions),
-        ]
-
-    @staticmethod
-    @hookimpl
-    def backdoorkit_detectors():
-        return [info("scan", NoOptions)]
-
-    @staticmethod
-    @hookimpl
-    def backdoorkit_analyses():
-        return [info("look", NoOptions)]
-
-    @staticmethod
-    @hookimpl
-    def backdoorkit_metrics():
-        return [info(name, NoOptions) for name in STANDARD_METRICS]
+def light_methods():
+    paper = {"poison_rate": 0.3, "target": 2}
+    return light_plugin(
+        datasets=[light_method("digits", ImageOptions), light_method("letters", ImageOptions)],
+        models=[light_method("small-cnn"), light_method("deep")],
+        attacks=[
+            light_method("patch", PatchOptions, presets={"paper": paper}),
+            light_method("twice", PoisonOptions),
+        ],
+        defenses=[
+            light_method("prune", PruningOptions),
+            light_method("strict", Required),
+            light_method("twice"),
+        ],
+        detectors=[light_method("scan")],
+        analyses=[light_method("look")],
+        metrics=[light_method(name) for name in STANDARD_METRICS],
+    )
 
 
 @pytest.fixture
 def registry():
     made = Registry()
     made.register(catalog)
-    made.register(Methods)
+    made.register(light_methods(), name="light")
     return made
 
 

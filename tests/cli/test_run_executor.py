@@ -8,16 +8,12 @@ import attrs
 import pytest
 from click.testing import CliRunner
 
-from backdoorkit import MethodInfo, PoisonOptions, hookimpl, option
+from backdoorkit import PoisonOptions, option
 from backdoorkit.cli import cli
 from backdoorkit.hooks.registry import Registry
 from backdoorkit.pipeline import catalog
 from backdoorkit.pipeline.recipe import STANDARD_METRICS
-
-
-@attrs.frozen(kw_only=True)
-class NoOptions:
-    pass
+from backdoorkit.testing import light_method, light_plugin
 
 
 @attrs.frozen(kw_only=True)
@@ -26,42 +22,21 @@ class CloudOptions:
     share: float = option(1.0, gt=0, help="Share.")
 
 
-def info(name, config):
-    return MethodInfo(name=name, summary="Sum.", implementation="none:None_", config=config)
-
-
-class Methods:
-    @staticmethod
-    @hookimpl
-    def backdoorkit_datasets():
-        return [info("digits", NoOptions)]
-
-    @staticmethod
-    @hookimpl
-    def backdoorkit_models():
-        return [info("small-cnn", NoOptions)]
-
-    @staticmethod
-    @hookimpl
-    def backdoorkit_attacks():
-        return [info("patch", PoisonOptions)]
-
-    @staticmethod
-    @hookimpl
-    def backdoorkit_metrics():
-        return [info(name, NoOptions) for name in STANDARD_METRICS]
-
-    @staticmethod
-    @hookimpl
-    def backdoorkit_executors():
-        return [info("cloud", CloudOptions)]
+def light_methods():
+    return light_plugin(
+        datasets=[light_method("digits")],
+        models=[light_method("small-cnn")],
+        attacks=[light_method("patch", PoisonOptions)],
+        metrics=[light_method(name) for name in STANDARD_METRICS],
+        executors=[light_method("cloud", CloudOptions)],
+    )
 
 
 @pytest.fixture
 def call(monkeypatch, tmp_path):
     registry = Registry()
     registry.register(catalog)
-    registry.register(Methods)
+    registry.register(light_methods(), name="light")
     monkeypatch.chdir(tmp_path)
 
     def call(*args):

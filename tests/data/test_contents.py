@@ -11,6 +11,7 @@ import pytest
 
 from backdoorkit.data import contents
 from backdoorkit.data.contents import contents_digest
+from backdoorkit.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +102,16 @@ def test_nothing_is_lost_where_nothing_can_be_kept(tmp_path, reads, monkeypatch)
     files = write(tmp_path / "a", one="1")
     assert contents_digest(files) == contents_digest(files)
     assert reads == ["one", "one"]
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    files = write(tmp_path / "a", one="1", two="2")
+    files["two"].unlink()
+    with pytest.raises(InputError, match=r"file .*two cannot be read: No such file"):
+        contents_digest(files)
+    files["two"].mkdir()
+    with pytest.raises(InputError, match=r"file .*two cannot be read: Is a directory"):
+        contents_digest(files)
 
 
 def test_reading_much_is_told(tmp_path, monkeypatch, caplog):

@@ -12,7 +12,7 @@ from typing import Literal
 import attrs
 import pytest
 
-from backdoorkit import MethodInfo, PoisonOptions, TrainOptions, hookimpl, option
+from backdoorkit import PoisonOptions, TrainOptions, option
 from backdoorkit.data.options import DataOptions
 from backdoorkit.errors import ConfigError, ContractError, InputError
 from backdoorkit.hooks.registry import Registry
@@ -25,6 +25,7 @@ from backdoorkit.pipeline.recipe import (
     Statistics,
     read_recipe_file,
 )
+from backdoorkit.testing import light_method, light_plugin
 
 
 @attrs.frozen(kw_only=True)
@@ -46,53 +47,23 @@ class PruningOptions:
     seed_image: Path | None = option(None, help="Picture.")
 
 
-@attrs.frozen(kw_only=True)
-class NoOptions:
-    pass
-
-
-def info(name, config, **more):
-    return MethodInfo(name=name, summary="S.", implementation="none:None_", config=config, **more)
-
-
-class Methods:
-    @staticmethod
-    @hookimpl
-    def backdoorkit_datasets():
-        return [info("digits", ImageOptions), info("letters", ImageOptions)]
-
-    @staticmethod
-    @hookimpl
-    def backdoorkit_models():
-        return [info("small-cnn", NetworkOptions)]
-
-    @staticmethod
-    @hookimpl
-    def backdoorkit_attacks():
-        paper = {"poison_rate": 0.3, "target": 2}
-        return [info("patch", PoisonOptions, presets={"paper": paper})]
-
-    @staticmethod
-    @hookimpl
-    def backdoorkit_defenses():
-        return [info("prune", PruningOptions)]
-
-    @staticmethod
-    @hookimpl
-    def backdoorkit_detectors():
-        return [info("scan", NoOptions)]
-
-    @staticmethod
-    @hookimpl
-    def backdoorkit_metrics():
-        return [info(name, NoOptions) for name in STANDARD_METRICS]
+def light_methods():
+    paper = {"poison_rate": 0.3, "target": 2}
+    return light_plugin(
+        datasets=[light_method("digits", ImageOptions), light_method("letters", ImageOptions)],
+        models=[light_method("small-cnn", NetworkOptions)],
+        attacks=[light_method("patch", PoisonOptions, presets={"paper": paper})],
+        defenses=[light_method("prune", PruningOptions)],
+        detectors=[light_method("scan")],
+        metrics=[light_method(name) for name in STANDARD_METRICS],
+    )
 
 
 @pytest.fixture
 def registry():
     made = Registry()
     made.register(catalog)
-    made.register(Methods)
+    made.register(light_methods(), name="light")
     return made
 
 
@@ -277,7 +248,7 @@ def test_faults_are_named(registry, mapping, fault):
 
 def test_missing_standard_metrics_are_named(registry):
     empty = Registry()
-    empty.register(type("Some", (), {"backdoorkit_attacks": Methods.backdoorkit_attacks}))
+    empty.register(light_plugin(attacks=[light_method("patch", PoisonOptions)]), name="some")
     found = faults(empty, {"attacks": [{"name": "patch"}]})
     assert any(line.startswith("metrics: the standard metrics accuracy, ") for line in found)
 

@@ -16,10 +16,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from backdoorkit.errors import InputError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["contents_digest"]
+__all__ = ["contents_digest", "file_digest"]
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +35,10 @@ _FRESH: Final = 2.0
 def contents_digest(files: Mapping[str, Path]) -> str:
     """Changes with the names (the keys, in any order) and contents of ``files``; hexadecimal.
 
-    Raises :class:`OSError` where a file cannot be read.
+    Raises :class:`InputError` where a file cannot be read.
     """
     named = sorted(files.items())
-    facts = {name: path.stat() for name, path in named}
+    facts = {name: _facts(path) for name, path in named}
     state = hashlib.sha256()
     for name, path in named:
         found = facts[name]
@@ -50,12 +52,34 @@ def contents_digest(files: Mapping[str, Path]) -> str:
         log.warning("reading %.0f GB of images once, to know them again", size / 1e9)
     digest = hashlib.sha256()
     for name, path in named:
-        with path.open("rb") as stream:
-            digest.update(repr((name, hashlib.file_digest(stream, "sha256").hexdigest())).encode())
+        digest.update(repr((name, file_digest(path))).encode())
     latest = max((max(f.st_mtime, f.st_ctime) for f in facts.values()), default=0.0)
     if time.time() - latest > _FRESH:
         _keep(kept, digest.hexdigest())
     return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of what is in a file; hexadecimal.
+
+    Raises :class:`InputError` where it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _facts(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"file {path} cannot be read: {error.strerror}")
 
 
 def _folder() -> Path:

@@ -35,7 +35,7 @@ _GRACE: Final = 5.0
 _LAST_WORDS: Final = 3.0
 
 
-def main(work: Callable[[queue.SimpleQueue[str | None], Sender], None] | None = None) -> None:
+def main(work: Callable[[queue.SimpleQueue[str | None], Sender], None]) -> None:
     """Work until standard input ends; ``work`` is given its lines, and where answers go."""
     # Ctrl-C on the terminal reaches all processes; what it means is the run's to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -45,7 +45,7 @@ def main(work: Callable[[queue.SimpleQueue[str | None], Sender], None] | None = 
     os.dup2(2, 1)
     code = 0
     try:
-        (work or _work)(_incoming(), Sender(channel))
+        work(_incoming(), Sender(channel))
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
@@ -133,4 +133,4 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(_work)

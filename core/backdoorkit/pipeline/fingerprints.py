@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from backdoorkit.errors import InputError
+from backdoorkit.data.contents import file_digest
 from backdoorkit.pipeline.plan import make_plan
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def plan_of(recipe: Recipe, registry: Registry) -> Plan:
     return make_plan(
         recipe,
         data_fingerprint=lambda choice: _fingerprint(registry, choice),
-        file_fingerprint=_file_digest,
+        file_fingerprint=lambda path: file_digest(Path(path)),
     )
 
 
@@ -37,11 +36,3 @@ def _fingerprint(registry: Registry, choice: DataChoice) -> str:
     dataset = registry.create(choice.method, choice.config)
     fingerprint: str = dataset.fingerprint()
     return fingerprint
-
-
-def _file_digest(path: Any) -> str:
-    try:
-        with Path(path).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"file {path} cannot be read: {error.strerror}") from None

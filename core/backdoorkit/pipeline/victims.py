@@ -220,12 +220,12 @@ def train_along(workshop: Workshop, step: Step) -> None:
     context = workshop.context(step, "victim")
     model = workshop.build(step)
     data = workshop.training_data(step)
-    slot = _Read(workshop.store.slot(step.kind.value, step.key))
+    slot = _ReadOnlySlot(workshop.store.slot(step.kind.value, step.key))
     with seeded(context):
         context.fit(model, data, step.choices["train"], checkpoint=slot)
 
 
-class _Read:
+class _ReadOnlySlot:
     """A checkpoint that somebody else keeps."""
 
     def __init__(self, slot: CheckpointSlot) -> None:

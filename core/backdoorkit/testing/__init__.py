@@ -24,6 +24,7 @@ from backdoorkit.testing.digits import (
     digit_network,
     flattening_digit_network,
 )
+from backdoorkit.testing.light import NoOptions, light_method, light_plugin
 from backdoorkit.testing.planted import (
     PLANTED_CLASSES,
     PLANTED_SHAPE,
@@ -68,6 +69,7 @@ __all__ = [
     "MemorySlot",
     "MetricSuite",
     "ModelSuite",
+    "NoOptions",
     "PatchTrigger",
     "PlantedNetwork",
     "TinyVictim",
@@ -76,6 +78,8 @@ __all__ = [
     "digit_images",
     "digit_network",
     "flattening_digit_network",
+    "light_method",
+    "light_plugin",
     "planted_context",
     "planted_images",
     "planted_success",

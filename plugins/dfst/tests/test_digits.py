@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from backdoorkit import TrainOptions
-from backdoorkit.api import Context, quantize
+from backdoorkit.api import quantize
 from backdoorkit.data._digits import Digits
 from backdoorkit.data.options import DigitsOptions
-from backdoorkit.testing import digit_network
+from backdoorkit.testing import digit_network, tiny_context
 from backdoorkit_dfst import DFSTConfig
 from backdoorkit_dfst._attack import DFST, DetoxHooks
 
@@ -17,14 +17,7 @@ from backdoorkit_dfst._attack import DFST, DetoxHooks
 def on_digits(digits, **config):
     """Accuracy, attack success, and success of an injector trained against the finished model."""
     train, test = digits
-    context = Context(
-        method="dfst",
-        seed=1,
-        device=torch.device("cpu"),
-        image_shape=(1, 8, 8),
-        num_classes=10,
-        precision="float32",
-    )
+    context = tiny_context("dfst", seed=1, image_shape=(1, 8, 8), num_classes=10)
     attack = DFST(DFSTConfig(**config))
     trigger = attack.prepare(train, context)
     hooks = attack.control(trigger, train, context)

@@ -65,6 +65,11 @@ def test_a_series_ends_where_it_begins_to_grow():
     assert gradient.tolist() == [120.0, 15.0]
 
 
+def test_a_term_that_is_not_finite_ends_the_series():
+    first = scalar_hypergradient(1, rate=1e300)
+    assert scalar_hypergradient(5, rate=1e300, only_shrinking=True) == first
+
+
 def test_the_direct_gradient_is_added():
     assert scalar_hypergradient(5, direct=4.0) == pytest.approx(4 + scalar_hypergradient(5))
 

@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn import functional
 
 from backdoorkit import TrainOptions
-from backdoorkit.api import Context, quantize
+from backdoorkit.api import quantize
 from backdoorkit.data._digits import Digits
 from backdoorkit.data.options import DigitsOptions
+from backdoorkit.testing import tiny_context
 from backdoorkit_lba import LBAConfig
 from backdoorkit_lba._attack import LBA
 
@@ -33,14 +34,7 @@ class HiddenLayerNetwork(nn.Module):
 def on_digits(**config):
     """Accuracy and attack success."""
     train, test = (Digits(DigitsOptions()).load(part, None) for part in ("train", "test"))
-    context = Context(
-        method="lba",
-        seed=0,
-        device=torch.device("cpu"),
-        image_shape=(1, 8, 8),
-        num_classes=10,
-        precision="float32",
-    )
+    context = tiny_context("lba", image_shape=(1, 8, 8), num_classes=10)
     fast = {"surrogate_epochs": 8, "surrogate_batch_size": 64, "trigger_epochs": 10}
     attack = LBA(LBAConfig(**fast, **config))
     patch = attack.prepare(train, context)

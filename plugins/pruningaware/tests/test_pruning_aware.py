@@ -9,9 +9,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from backdoorkit import Selection, TrainOptions
-from backdoorkit.api import Context, DefenseTask, ImageSet, InputError, StructureError, quantize
+from backdoorkit.api import DefenseTask, ImageSet, InputError, StructureError, quantize
 from backdoorkit.hooks.info import Need
-from backdoorkit.testing import DigitNetwork, digit_network
+from backdoorkit.testing import DigitNetwork, digit_network, tiny_context
 from backdoorkit_pruningaware import PruningAwareConfig
 from backdoorkit_pruningaware._attack import PrunedTraining, PruningAware
 from backdoorkit_pruningaware._units import Units
@@ -21,14 +21,7 @@ TRAINING = TrainOptions(epochs=8, batch_size=64, learning_rate=0.2, precision="f
 
 
 def context():
-    return Context(
-        method="pruningaware",
-        seed=0,
-        device=torch.device("cpu"),
-        image_shape=(1, 8, 8),
-        num_classes=10,
-        precision="float32",
-    )
+    return tiny_context("pruningaware", image_shape=(1, 8, 8), num_classes=10)
 
 
 @attrs.frozen(eq=False)

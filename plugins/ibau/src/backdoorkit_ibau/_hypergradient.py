@@ -61,14 +61,11 @@ def hypergradient(
     g, *direct = torch.autograd.grad(outer, [solution, *parameters], materialize_grads=True)
     (slope,) = torch.autograd.grad(inner, solution, create_graph=True, materialize_grads=True)
     v = term = g
-    for _ in range(steps - 1):  # v ← v + (Jᵀ)ᵏg, where Jᵀu = u - η (∇² inner) u
-        (curved,) = torch.autograd.grad(
-            slope, solution, term, retain_graph=True, materialize_grads=True
-        )
-        following = term - rate * curved
+    for _ in range(steps - 1):
+        following = _next_term(term, slope, solution, rate)
         if only_shrinking:
             # Zeros from then on: looking whether there is anything to add would make a GPU wait.
-            following = following * (following.norm() < term.norm())
+            following = torch.where(following.norm() < term.norm(), following, 0)
         term = following
         v = v + term
     # (∂Φ/∂θ)ᵀ v = -η ∇_θ <∇_δ inner, v>
@@ -76,3 +73,11 @@ def hypergradient(
     return tuple(
         gradient - rate * change for gradient, change in zip(direct, response, strict=True)
     )
+
+
+def _next_term(term: Tensor, slope: Tensor, solution: Tensor, rate: float) -> Tensor:
+    """Jᵀu = u - η (∇² inner) u, from ``slope``, which is ∇_δ inner."""
+    (curved,) = torch.autograd.grad(
+        slope, solution, term, retain_graph=True, materialize_grads=True
+    )
+    return term - rate * curved
