@@ -18,6 +18,7 @@ has what Python gives it. Processor time without the start of the process; the m
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import subprocess
 import sys
@@ -64,19 +65,17 @@ def plain(model: nn.Module, data: ImageSet, steps: int, batches: int, batch_size
         mask = torch.zeros(1, 1, 32, 32, requires_grad=True)
         pattern = torch.zeros(1, 3, 32, 32, requires_grad=True)
         adam = torch.optim.Adam([mask, pattern], lr=0.1, betas=(0.5, 0.9))
-        for _ in range(steps):
-            for count, (images, _labels) in enumerate(loader):
-                if count == batches:
-                    break
-                share = (mask.tanh() + 1) / 2
-                stamped = (1 - share) * images + share * (pattern.tanh() + 1) / 2
-                logits = model(stamped)
-                targets = torch.full((len(images),), label)
-                loss = functional.cross_entropy(logits, targets) + 1e-3 * share.abs().sum()
-                adam.zero_grad()
-                loss.backward()
-                adam.step()
-                (logits.argmax(1) == targets).float().mean().item()
+        stream = itertools.chain.from_iterable(itertools.repeat(loader))
+        for images, _labels in itertools.islice(stream, steps * batches):
+            share = (mask.tanh() + 1) / 2
+            stamped = (1 - share) * images + share * (pattern.tanh() + 1) / 2
+            logits = model(stamped)
+            targets = torch.full((len(images),), label)
+            loss = functional.cross_entropy(logits, targets) + 1e-3 * share.abs().sum()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            (logits.argmax(1) == targets).float().mean().item()
 
 
 def ours(model: nn.Module, data: ImageSet, options: DetectionConfig) -> None:

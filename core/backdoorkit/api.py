@@ -51,6 +51,7 @@ from backdoorkit.evaluation import Evaluation, Predictions
 from backdoorkit.figures import new_figure
 from backdoorkit.hooks.published import PublishedFigures, PublishedTable, read_published
 from backdoorkit.masking import MaskedModel, by_layer, masked, masked_layers, prune_by_masks
+from backdoorkit.models.frozen import frozen_copy
 from backdoorkit.models.structure import (
     ConvNormPair,
     PrunableLayer,
@@ -124,6 +125,7 @@ __all__ = [
     "contact_sheet",
     "contents_digest",
     "find_structure",
+    "frozen_copy",
     "largest_accepted",
     "map_labels",
     "masked",

@@ -16,6 +16,8 @@ from backdoorkit_nc._inversion import (
     images_at_once,
     invert,
     stamp,
+    stamp_all,
+    stamp_gradient,
     success_rates,
     to_box,
     to_free,
@@ -45,6 +47,21 @@ def test_no_mask_keeps_the_image_and_a_full_mask_is_the_pattern():
     torch.testing.assert_close(
         stamp(images, mask, pattern), (1 - mask) * images + mask * pattern, rtol=0, atol=1e-7
     )
+
+
+def test_the_gradient_of_the_triggers_is_the_derivative_of_the_stamped_images():
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    images, triggers = random(5, 3, 4, 6), random(2, 4, 4, 6).requires_grad_()
+    masks, patterns = triggers[:, :1], triggers[:, 1:]
+    stamped = stamp_all(images, masks, patterns)
+    assert torch.equal(stamped[5 + 3], stamp(images[3], masks[1], patterns[1]))  # class 1, image 3
+    slope = random(*stamped.shape)
+    (expected,) = torch.autograd.grad((stamped * slope).sum(), triggers)
+    torch.testing.assert_close(stamp_gradient(slope, images, masks, patterns), expected)
 
 
 def test_the_box_holds_whatever_the_optimiser_does():

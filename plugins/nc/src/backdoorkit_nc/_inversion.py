@@ -7,7 +7,6 @@ other and Adam works element by element, so every class gets the bits it would g
 from __future__ import annotations
 
 import contextlib
-import copy
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backdoorkit.api import InputError, batches
+from backdoorkit.api import InputError, batches, frozen_copy
 from backdoorkit_nc._controller import ControllerState, advance
 
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ __all__ = [
     "images_at_once",
     "invert",
     "stamp",
+    "stamp_all",
+    "stamp_gradient",
     "success_rates",
     "to_box",
     "to_free",
@@ -68,6 +69,27 @@ class Triggers:
 def stamp(images: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
     """A(x, m, Δ) = (1 − m) x + m Δ; everything broadcasts."""
     return torch.lerp(images, pattern, mask)
+
+
+def stamp_all(images: Tensor, masks: Tensor, patterns: Tensor) -> Tensor:
+    """Every image under every trigger: K B x C x H x W, trigger by trigger, channels last."""
+    rows = (tensor.permute(0, 2, 3, 1) for tensor in (images, patterns, masks))
+    image, pattern, mask = (tensor.contiguous() for tensor in rows)
+    stamped = torch.lerp(image[None], pattern[:, None], mask[:, None])
+    return stamped.flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def stamp_gradient(gradient: Tensor, images: Tensor, masks: Tensor, patterns: Tensor) -> Tensor:
+    """Gradient (K x (1 + C) x H x W) of mask and pattern from that of :func:`stamp_all`.
+
+    d / dm = Σ_b Σ_c g (Δ − x), d / dΔ = Σ_b g m, with only two sums over images.
+    """
+    image = images.permute(0, 2, 3, 1).contiguous()
+    rows = gradient.permute(0, 2, 3, 1).contiguous().view(len(masks), *image.shape)
+    total = rows.sum(dim=1).permute(0, 3, 1, 2)
+    weighted = (rows * image).sum(dim=(1, 4))[:, None]
+    by_mask = (total * patterns).sum(dim=1, keepdim=True) - weighted
+    return torch.cat([by_mask, total * masks], dim=1)
 
 
 def to_box(free: Tensor) -> Tensor:
@@ -122,8 +144,7 @@ def invert(
     if not len(data):
         raise InputError("nc needs clean samples, but the reserve is empty; raise its size")
     # Only images get gradients: weights need none, which saves a third of the work.
-    frozen = copy.deepcopy(model).eval().requires_grad_(False).to(context.device)
-    frozen = frozen.to(memory_format=torch.channels_last)
+    frozen = frozen_copy(model, data.shape).to(context.device)
     images = images_at_once(data.shape, context.device)
     count = options.classes_at_once or max(1, images // options.inversion_batch_size)
     data = data.to(context.device)
@@ -229,20 +250,20 @@ class _Inversion:
 
     def inner_step(self, classes: Tensor, penalty: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """One Adam step; images sent to each class, and norms of the masks, before it."""
-        free = self.adam.values.detach().requires_grad_()
-        boxed = to_box(free)
-        masks, patterns = boxed[:, :1], boxed[:, 1:]
-        stamped = stamp(images[None], masks[:, None], patterns[:, None]).flatten(0, 1)
+        boxed = to_box(self.adam.values)
+        stamped = stamp_all(images, boxed[:, :1], boxed[:, 1:]).requires_grad_()
         targets = classes.repeat_interleave(len(images))
         with self.context.autocast():
-            logits = self.model(stamped.contiguous(memory_format=torch.channels_last))
-        losses = functional.cross_entropy(logits.float(), targets, reduction="none")
-        norms = masks.sum(dim=(1, 2, 3))
-        loss = (losses.view(len(classes), -1).mean(dim=1) + penalty * norms).sum()
-        self.adam.step(torch.autograd.grad(loss, free)[0])
+            logits = self.model(stamped)
+        losses = functional.cross_entropy(logits.float(), targets, reduction="sum")
+        (gradient,) = torch.autograd.grad(losses / len(images), stamped)
+        sloped = stamp_gradient(gradient, images, boxed[:, :1], boxed[:, 1:])
+        sloped[:, :1] += penalty[:, None, None, None]
+        # d box / d free = (1 - tanh²) / 2
+        self.adam.step(sloped * (2 * boxed * (1 - boxed)))
         self.context.count(len(stamped), 1)
         hits = (logits.detach().argmax(dim=1) == targets).view(len(classes), -1).sum(dim=1)
-        return hits, norms.detach()
+        return hits, boxed[:, 0].sum(dim=(1, 2))
 
 
 @torch.inference_mode()
@@ -263,8 +284,8 @@ def success_rates(
     hits = torch.zeros(len(classes), device=classes.device)
     counted = torch.zeros_like(hits)
     for batch in batches(data, batch_size, device=classes.device):
-        stamped = stamp(batch.images[None], masks[:, None], patterns[:, None]).flatten(0, 1)
-        logits = model(stamped.contiguous(memory_format=torch.channels_last))
+        stamped = stamp_all(batch.images, masks, patterns)
+        logits = model(stamped)
         is_hit = logits.argmax(dim=1).view(len(classes), -1) == classes[:, None]
         counts = (batch.labels != classes[:, None]) if others_only else torch.ones_like(is_hit)
         hits += (is_hit & counts).sum(dim=1)
