@@ -8,7 +8,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from backdoorkit.api import DetectionResult, Detector, StructureError
+from backdoorkit.api import DetectionResult, Detector, StructureError, frozen_copy
 from backdoorkit_tnd import DataFreeConfig
 from backdoorkit_tnd._perturbation import perturb, shrink
 
@@ -43,7 +43,7 @@ class DataFreeDetector(Detector[DataFreeConfig]):
         self.check(structure)
         shape = (self.config.restarts, self.config.seeds, *task.image_shape)
         seeds = torch.rand(shape, generator=context.generator("seeds")).to(context.device)
-        model = task.model.requires_grad_(False)
+        model = frozen_copy(task.model, task.image_shape)
         found = _Search(model, structure, seeds, self.config, context).run()
         return judge(found, self.config)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backdoorkit.api import DetectionResult, Detector, batches
+from backdoorkit.api import DetectionResult, Detector, batches, frozen_copy
 from backdoorkit_tnd import DataLimitedConfig
 from backdoorkit_tnd._perturbation import (
     Found,
@@ -72,7 +72,7 @@ class DataLimitedDetector(Detector[DataLimitedConfig]):
         structure = context.structure(task.model)
         self.check(structure)
         # Only images get gradients: weights need none, which saves a third of the work.
-        model = task.model.requires_grad_(False)
+        model = frozen_copy(task.model, task.clean.shape)
         positions = choose_images(model, task.clean, self.config.images_per_class, context)
         data = task.clean.subset(positions.to(task.clean.device))
         classes = torch.unique(data.labels).cpu()
