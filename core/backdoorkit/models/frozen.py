@@ -31,8 +31,8 @@ def frozen_copy(model: nn.Module, image_shape: tuple[int, int, int]) -> nn.Modul
 
     Batch norms that are the only reader of a convolution become part of its weights; the others
     keep their forward and get a backward that only scales. Logits and gradients of images are the
-    model's but for rounding, and on a CPU take about two thirds of the time. Images still do not
-    see each other. Networks that cannot be traced keep their norms.
+    model's but for rounding, and take less time. Images still do not see each other. Networks that
+    cannot be traced fold nothing.
 
     Parameters
     ----------
