@@ -56,7 +56,7 @@ def on_digits(**config):
 @pytest.mark.parametrize(
     ("mode", "least"),
     # The victim's own training wears a transferred backdoor off, and how much of it depends on
-    # rounding: 42 to 83 % are left in three seeds with AMX, more on other processors.
+    # rounding: 42 to 83 % are left in three seeds with AMX, over 90 % in the first of them without.
     [("transfer", 0.4), ("single-task", 0.9), ("data-only", 0.9)],
 )
 def test_the_backdoor_is_alive_in_a_model_of_digits(mode, least):
