@@ -12,6 +12,7 @@ from backdoorkit.api import quantize
 from backdoorkit.data._digits import Digits
 from backdoorkit.data.options import DigitsOptions
 from backdoorkit.testing import tiny_context
+from backdoorkit.training import supports_bfloat16
 from backdoorkit_lba import LBAConfig
 from backdoorkit_lba._attack import LBA
 
@@ -60,6 +61,8 @@ def on_digits(**config):
     [("transfer", 0.4), ("single-task", 0.9), ("data-only", 0.9)],
 )
 def test_the_backdoor_is_alive_in_a_model_of_digits(mode, least):
+    if mode == "transfer" and not supports_bfloat16(torch.device("cpu")):
+        pytest.skip("in float32 alone the transferred backdoor wears off: docs/methods/lba.md")
     accuracy, success = on_digits(mode=mode)
     assert accuracy > 0.95
     assert success > least
