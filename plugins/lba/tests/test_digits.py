@@ -12,7 +12,6 @@ from backdoorkit.api import quantize
 from backdoorkit.data._digits import Digits
 from backdoorkit.data.options import DigitsOptions
 from backdoorkit.testing import tiny_context
-from backdoorkit.training import supports_bfloat16
 from backdoorkit_lba import LBAConfig
 from backdoorkit_lba._attack import LBA
 
@@ -54,22 +53,16 @@ def on_digits(**config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("mode", "least"),
-    # The victim's own training wears a transferred backdoor off, and how much of it depends on
-    # rounding: 42 to 83 % are left in three seeds with AMX, over 90 % in the first of them without.
-    [("transfer", 0.4), ("single-task", 0.9), ("data-only", 0.9)],
-)
-def test_the_backdoor_is_alive_in_a_model_of_digits(mode, least):
-    if mode == "transfer" and not supports_bfloat16(torch.device("cpu")):
-        pytest.skip("in float32 alone the transferred backdoor wears off: docs/methods/lba.md")
-    accuracy, success = on_digits(mode=mode)
+# A transferred patch of 2 x 2 pixels wears off in the victim's own training, on some processors.
+@pytest.mark.parametrize(("mode", "size"), [("transfer", 3), ("single-task", 2), ("data-only", 2)])
+def test_the_backdoor_is_alive_in_a_model_of_digits(mode, size):
+    accuracy, success = on_digits(mode=mode, size=size)
     assert accuracy > 0.95
-    assert success > least
+    assert success > 0.9
 
 
 @pytest.mark.slow
 def test_a_teacher_without_injection_hands_down_no_backdoor():
-    accuracy, success = on_digits(injection_epochs=0)
+    accuracy, success = on_digits(injection_epochs=0, size=3)
     assert accuracy > 0.95
     assert success < 0.3
