@@ -105,6 +105,19 @@ def test_wrong_labels_make_the_verdict_doubtful(call, model, here, write_images)
     assert "(doubtful: see the warning)" in result.stdout
 
 
+def test_a_model_that_recognises_few_images_makes_the_verdict_doubtful(
+    call, model, here, write_images
+):
+    folder = write_images(here / "images", planted_images(40))
+    for number in range(8):
+        for path in sorted((folder / str(number)).iterdir())[:3]:
+            path.rename(folder / str((number + 1) % 8) / f"moved-{path.name}")
+    result = call("scan", model, "--data", folder, *GREY)
+    assert "recognises only 40.0 % of the images" in result.stderr
+    assert "(these have 1 x 8 x 8; --size gives another)" in result.stderr
+    assert "(doubtful: see the warning)" in result.stdout
+
+
 def test_pictures_without_labels_get_the_model_s_own(call, model, here, write_images):
     folder = write_images(here / "flat", planted_images(40), flat=True)
     found = scan(call, model, "--data", folder, *GREY)

@@ -98,7 +98,7 @@ class GivenImages(Dataset[GivenImagesOptions]):
             raise InputError(
                 f"{self._root} has {len(folders)} class folders, and the model has {classes} "
                 "classes; name the folders by the classes' numbers (0, 1, 2...), or give "
-                "class_names"
+                "their names in order (--class-names)"
             )
         return {folder: label for label, folder in enumerate(folders)}
 
@@ -138,7 +138,7 @@ class GivenImages(Dataset[GivenImagesOptions]):
                 f"the pictures in {self._root} differ in size: {paths[0].name} is "
                 f"{sizes[0][0]}x{sizes[0][1]} pixels, {paths[other].name} is "
                 f"{sizes[other][0]}x{sizes[other][1]}; give the size (in pixels) that the model "
-                "takes"
+                "takes (--size)"
             )
         width, height = sizes[0]
         return PictureForm(config.channels, height, width)
@@ -153,7 +153,7 @@ class GivenImages(Dataset[GivenImagesOptions]):
             return
         raise InputError(
             f"the pictures in {self._root} {fault}; give those that it was made for, or have them "
-            "converted"
+            "converted (--convert)"
         )
 
 

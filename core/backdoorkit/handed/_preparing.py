@@ -39,6 +39,8 @@ USUAL_DETECTOR: Final = "nc"
 _CANDIDATES: Final = ("none", "data", "imagenet")
 #: Images on which they are tried.
 _TRIED_ON: Final = 1000
+#: Between chance and all right, as far as this is called poor.
+_POOR: Final = 0.4
 #: Standard deviation that logits are brought to before answers are compared without labels.
 _SHARPNESS: Final = 4.0
 
@@ -210,16 +212,8 @@ class _Trial:
     def warnings(self) -> list[str]:
         """What makes a verdict doubtful."""
         found = []
-        classes = self._model.num_classes
         if self.accuracies:
-            accuracy, chance = max(self.accuracies.values()), 1 / classes
-            spread = (chance * (1 - chance) / self._tried_count) ** 0.5
-            if accuracy < chance + max(0.1 * (1 - chance), 3 * spread):
-                found.append(
-                    f"the model recognises {100 * accuracy:.1f} % of the images, and chance is "
-                    f"{100 * chance:.1f} %: normalisation, image size or the order of the classes "
-                    "is wrong, and no verdict can be trusted"
-                )
+            found += self._poor_accuracy()
         elif not self._images.is_nothing:
             found.append(
                 "the images have no labels, so nothing shows whether normalisation and size are "
@@ -231,6 +225,24 @@ class _Trial:
                 "verdict may be that of another model; give --normalization"
             )
         return found
+
+    def _poor_accuracy(self) -> list[str]:
+        accuracy, chance = max(self.accuracies.values()), 1 / self._model.num_classes
+        spread = (chance * (1 - chance) / self._tried_count) ** 0.5
+        if accuracy < chance + max(0.1 * (1 - chance), 3 * spread):
+            return [
+                f"the model recognises {100 * accuracy:.1f} % of the images, and chance is "
+                f"{100 * chance:.1f} %: normalisation, image size or the order of the classes "
+                "is wrong, and no verdict can be trusted"
+            ]
+        if accuracy < chance + _POOR * (1 - chance):
+            channels, height, width = self._loaded.shape
+            return [
+                f"the model recognises only {100 * accuracy:.1f} % of the images: if it is known "
+                "to do better, then normalisation or image size is wrong (these have "
+                f"{channels} x {height} x {width}; --size gives another)"
+            ]
+        return []
 
     def predicted(self) -> Tensor:
         """int64, N: what the model says the images are."""
