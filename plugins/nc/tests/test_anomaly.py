@@ -7,28 +7,14 @@ import torch
 
 from backdoorkit_nc import InversionOptions
 from backdoorkit_nc._anomaly import anomaly, family_wise_threshold, null_indices, p_value
-from backdoorkit_nc._inversion import Triggers
 from backdoorkit_nc._verdict import judge
-
-
-def triggers(norms, converged=None):
-    """Triggers with these L1 norms."""
-    count, side = len(norms), 16
-    masks = torch.tensor(norms, dtype=torch.float32) / side**2
-    return Triggers(
-        masks=masks[:, None, None, None].expand(count, 1, side, side),
-        patterns=torch.zeros(count, 3, side, side),
-        success=torch.ones(count),
-        converged=torch.ones(count, dtype=torch.bool) if converged is None else converged,
-        steps=torch.ones(count, dtype=torch.int64),
-    )
 
 
 def indices(*norms):
     return anomaly(torch.tensor(norms)).indices
 
 
-def test_the_number_in_the_released_example():
+def test_the_number_in_the_released_example(triggers):
     middle, raw = 64.466667, 13.238736 / 1.4826
     norms = [middle, *[middle - raw] * 20, *[middle + raw] * 21]
     norms.insert(33, 16.117647)
@@ -50,7 +36,7 @@ def test_only_small_norms_are_anomalous():
     assert found[2:5].tolist() == [0, 0, 0]
 
 
-def test_equal_norms_are_degenerate_and_flag_nothing():
+def test_equal_norms_are_degenerate_and_flag_nothing(triggers):
     found = anomaly(torch.full((10,), 7.0))
     assert found.is_degenerate
     assert found.indices.tolist() == [0.0] * 10
@@ -69,7 +55,7 @@ def test_of_two_norms_neither_is_ever_an_outlier():
         assert float(indices(1.0, other).max()) <= 1 / 1.4826 + 1e-9
 
 
-def test_a_trigger_that_never_worked_is_not_flagged():
+def test_a_trigger_that_never_worked_is_not_flagged(triggers):
     norms = [1.0, *[20.0, 21.0, 22.0, 23.0, 24.0, 25.0, 26.0, 27.0, 28.0]]
     assert judge(triggers(norms), InversionOptions()).flagged == (0,)
     converged = torch.arange(10) != 0
@@ -79,7 +65,7 @@ def test_a_trigger_that_never_worked_is_not_flagged():
     assert verdict.details()["not_converged"] == [0]
 
 
-def test_flagged_classes_come_with_the_most_anomalous_first():
+def test_flagged_classes_come_with_the_most_anomalous_first(triggers):
     norms = [20.0, 3.0, 21.0, 22.0, 1.0, 23.0, 24.0, 20.5, 21.5, 22.5]
     assert judge(triggers(norms), InversionOptions()).flagged == (4, 1)
 
@@ -92,8 +78,8 @@ def test_flagged_classes_come_with_the_most_anomalous_first():
     [(10, 0.33, 3.89), (43, 0.64, 3.48), (100, 0.88, 3.50)],
 )
 def test_clean_models_are_often_flagged_at_two(classes, flagged_at_two, threshold):
-    assert p_value(2.0, classes) == pytest.approx(flagged_at_two, abs=0.015)
-    assert family_wise_threshold(classes, 0.05) == pytest.approx(threshold, abs=0.05)
+    assert p_value(2.0, null_indices(classes)) == pytest.approx(flagged_at_two, abs=0.015)
+    assert family_wise_threshold(null_indices(classes), 0.05) == pytest.approx(threshold, abs=0.05)
 
 
 def test_chance_is_that_of_the_index_itself():
@@ -102,15 +88,15 @@ def test_chance_is_that_of_the_index_itself():
         anomaly(50 + 10 * torch.randn(10, generator=generator)).indices.max() for _ in range(1000)
     ]
     rate = float((torch.stack(drawn) > 2).double().mean())
-    assert rate == pytest.approx(p_value(2.0, 10), abs=0.05)
+    assert rate == pytest.approx(p_value(2.0, null_indices(10)), abs=0.05)
 
 
 def test_a_probability_is_never_zero():
-    assert 0 < p_value(1e9, 10) < 1e-4
+    assert 0 < p_value(1e9, null_indices(10)) < 1e-4
     assert len(null_indices(10)) >= 10_000
 
 
-def test_the_family_wise_rule_flags_less():
+def test_the_family_wise_rule_flags_less(triggers):
     norms = [12.0, 20.0, 21.0, 22.0, 23.0, 24.0, 25.0, 26.0, 27.0, 28.0]
     fixed = judge(triggers(norms), InversionOptions())
     calibrated = judge(triggers(norms), InversionOptions(threshold_rule="family-wise"))

@@ -69,6 +69,12 @@ class InversionOptions:
     classes_at_once: int = option(
         0, ge=0, help="Classes per forward pass; 0 is as many as memory and cache suggest."
     )
+    outliers: Literal["deviations", "log-sizes"] = option(
+        "deviations",
+        help="How classes are compared: norms by their median and its deviation, as in the paper; "
+        "or their logarithms by mean and standard deviation of the larger ones, which is always "
+        "under the family-wise rule.",
+    )
     threshold: float = option(2.0, ge=0, help="Anomaly index above which a class is flagged.")
     threshold_rule: Literal["fixed", "family-wise"] = option(
         "fixed",
@@ -152,6 +158,7 @@ _OFFICIAL = {
     "penalty_patience": 5,
     "stop_factor": 1.0,
     "stop_patience": 25,
+    "outliers": "deviations",
     "threshold": 2.0,
     "threshold_rule": "fixed",
 }

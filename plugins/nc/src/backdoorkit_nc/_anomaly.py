@@ -77,12 +77,11 @@ def null_indices(classes: int) -> Tensor:
     return torch.cat(parts).sort().values
 
 
-def family_wise_threshold(classes: int, false_alarm_rate: float) -> float:
+def family_wise_threshold(null: Tensor, false_alarm_rate: float) -> float:
     """Index that the most anomalous class of a clean model exceeds with that probability."""
-    return float(torch.quantile(null_indices(classes), 1 - false_alarm_rate))
+    return float(torch.quantile(null, 1 - false_alarm_rate))
 
 
-def p_value(index: float, classes: int) -> float:
-    """Probability that a clean model's largest index is at least ``index``."""
-    null = null_indices(classes)
+def p_value(index: float, null: Tensor) -> float:
+    """Probability that a clean model's largest index, distributed as ``null``, is at least this."""
     return float((null >= index).sum() + 1) / (len(null) + 1)

@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from backdoorkit.api import StructureError
-from backdoorkit_nc._anomaly import Anomaly, anomaly, family_wise_threshold, p_value
+from backdoorkit_nc._anomaly import (
+    Anomaly,
+    anomaly,
+    family_wise_threshold,
+    null_indices,
+    p_value,
+)
 from backdoorkit_nc._inversion import Triggers, invert
+from backdoorkit_nc._log_sizes import log_size_indices, null_scores
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,8 +40,12 @@ class Verdict:
 
     triggers: Triggers
     anomaly: Anomaly
+    #: float64, K: index by which classes are judged if their trigger works
+    indices: Tensor
     #: anomaly index of the model: that of its most anomalous class with a working trigger
     score: float
+    #: sorted scores of clean models by theory
+    null: Tensor
     #: index above which a class is flagged
     threshold: float
     false_alarm_rate: float
@@ -43,19 +54,19 @@ class Verdict:
 
     def details(self) -> dict[str, Any]:
         """JSON-ready facts for the record."""
-        triggers, classes = self.triggers, len(self.triggers.norms)
+        triggers = self.triggers
         return {
             "flagged": list(self.flagged),
-            "suspect": int(self.anomaly.indices.where(triggers.converged, 0.0).argmax()),
+            "suspect": int(self.indices.where(triggers.converged, 0.0).argmax()),
             "anomaly_index": self.score,
             "threshold": self.threshold,
-            "family_wise_threshold": family_wise_threshold(classes, self.false_alarm_rate),
-            "p_value": p_value(self.score, classes),
+            "family_wise_threshold": family_wise_threshold(self.null, self.false_alarm_rate),
+            "p_value": p_value(self.score, self.null),
             "norms": triggers.norms.tolist(),
             "median_norm": self.anomaly.median,
             "deviation": self.anomaly.deviation,
             "degenerate": self.anomaly.is_degenerate,
-            "low_power": classes < _ENOUGH_CLASSES,
+            "low_power": len(triggers.norms) < _ENOUGH_CLASSES,
             "reversed_success": triggers.success.tolist(),
             "not_converged": (~triggers.converged).nonzero().flatten().tolist(),
             "outer_steps": triggers.steps.tolist(),
@@ -67,7 +78,7 @@ class Verdict:
             "masks": self.triggers.masks,
             "patterns": self.triggers.patterns,
             "norms": self.triggers.norms,
-            "anomaly_indices": self.anomaly.indices,
+            "anomaly_indices": self.indices,
         }
 
 
@@ -105,17 +116,22 @@ def judge(triggers: Triggers, options: InversionOptions) -> Verdict:
     A mask that never worked says how far the optimiser came, not how large a trigger must be: it
     counts for the median but is never flagged.
     """
-    found = anomaly(triggers.norms)
-    indices = found.indices.where(triggers.converged, 0.0)
+    found, classes = anomaly(triggers.norms), len(triggers.norms)
+    by_logarithms = options.outliers == "log-sizes"
+    indices = log_size_indices(triggers.norms) if by_logarithms else found.indices
+    judged = indices.where(triggers.converged, 0.0)
+    null = null_scores(classes) if by_logarithms else null_indices(classes)
     threshold = options.threshold
-    if options.threshold_rule == "family-wise":
-        threshold = family_wise_threshold(len(indices), options.false_alarm_rate)
-    ranked = indices.argsort(descending=True, stable=True).tolist()
+    if by_logarithms or options.threshold_rule == "family-wise":
+        threshold = family_wise_threshold(null, options.false_alarm_rate)
+    ranked = judged.argsort(descending=True, stable=True).tolist()
     return Verdict(
         triggers=triggers,
         anomaly=found,
-        score=float(indices.max()),
+        indices=indices,
+        null=null,
+        score=float(judged.max()),
         threshold=threshold,
         false_alarm_rate=options.false_alarm_rate,
-        flagged=tuple(label for label in ranked if float(indices[label]) > threshold),
+        flagged=tuple(label for label in ranked if float(judged[label]) > threshold),
     )
