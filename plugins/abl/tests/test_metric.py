@@ -14,14 +14,18 @@ from backdoorkit_abl._metric import IsolationPrecision
 KINDS = [1, 0, 0, 1, 2, 1, 0, 1, 0, 0]
 
 
-def compute(outputs, kinds=KINDS):
+def compute(outputs, kinds=KINDS, rate=None):
     clean = Predictions(
         logits=torch.zeros(2, 3), labels=torch.tensor([0, 1]), ids=torch.tensor([0, 1])
     )
     record = None if kinds is None else PoisonRecord(kinds=torch.tensor(kinds, dtype=torch.uint8))
     evaluation = Evaluation(num_classes=3, clean=clean, poison=record, outputs=outputs)
-    columns = IsolationPrecision(IsolationConfig()).compute(evaluation)
-    return [columns[f"isolation {name}"] for name in ("precision", "recall", "AUROC")]
+    columns = IsolationPrecision(IsolationConfig(rate=rate)).compute(evaluation)
+    names = ["precision", "recall", "AUROC"]
+    if rate is not None:
+        names.append(f"precision at {100 * rate:g} %")
+    assert list(columns) == [f"isolation {name}" for name in names]
+    return list(columns.values())
 
 
 def outputs(isolated, losses=None):
@@ -47,6 +51,14 @@ def test_separated_losses_give_full_precision_and_area():
     precision, recall, area = compute(outputs([0, 3], losses))
     assert (precision.value, recall.value, area.value) == (1.0, 0.5, 1.0)
     assert compute(outputs([0, 3], [-loss for loss in losses]))[2].value == 0.0
+
+
+def test_precision_of_another_rate_is_that_of_as_many_lowest_losses():
+    losses = [0.9, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0]
+    *_, at = compute(outputs([0], losses), rate=0.3)
+    assert (at.numerator, at.denominator, at.value) == (1, 3, 1 / 3)  # positions 1, 2 and 3
+    assert compute(outputs([0], losses), rate=0.05)[3].value is None  # less than one sample
+    assert compute({}, rate=0.3)[3].value is None
 
 
 def test_equal_losses_count_half():

@@ -152,7 +152,16 @@ class ABLConfig(TrainOptions):
 
 @attrs.frozen(kw_only=True)
 class IsolationConfig:
-    """The metric has no options."""
+    """What the metric tells beside precision, recall and area of what was isolated."""
+
+    rate: float | None = option(
+        None,
+        gt=0,
+        le=1,
+        symbol="p",
+        help="Tell also the precision of this share of the training set, of lowest loss: of what "
+        "another isolation rate would have isolated.",
+    )
 
 
 @attrs.frozen(kw_only=True)

@@ -25,6 +25,7 @@ __all__ = [
     "local_gradient_ascent",
     "lowest",
     "sample_losses",
+    "share_count",
 ]
 
 
@@ -66,9 +67,18 @@ class IsolationTraining(TrainingHooks):
                 return losses.mean()
 
 
-def isolated_count(size: int, rate: float) -> int:
+def share_count(size: int, rate: float) -> int:
     """⌊p · n⌋ of the real numbers: 0.29 of 100 is 29, although the product is just below it."""
-    count = math.floor(rate * size + 1e-9)
+    return math.floor(rate * size + 1e-9)
+
+
+def isolated_count(size: int, rate: float) -> int:
+    """How many of ``size`` samples are isolated.
+
+    Raises:
+        InputError: none.
+    """
+    count = share_count(size, rate)
     if count < 1:
         raise InputError(
             f"abl would isolate no sample: a share of {rate:g} of {size} training images is less "

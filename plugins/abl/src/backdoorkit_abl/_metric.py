@@ -8,6 +8,7 @@ import torch
 
 from backdoorkit.api import ContractError, Metric, MetricValue, SampleKind, area_under_curve
 from backdoorkit_abl import IsolationConfig
+from backdoorkit_abl._isolation import lowest, share_count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,19 +29,26 @@ class IsolationPrecision(Metric[IsolationConfig]):
     """
 
     def compute(self, evaluation: Evaluation) -> Mapping[str, MetricValue]:
-        """Three columns; undefined for what isolates nothing, and where nothing was poisoned."""
+        """Three columns, and one more with ``rate``.
+
+        Undefined for what isolates nothing, and where nothing was poisoned.
+        """
         outputs, record = evaluation.outputs, evaluation.poison
         isolated, losses = outputs.get("isolated"), outputs.get("losses")
         if record is None:
             isolated = losses = None
         poisoned = torch.zeros(0) if record is None else record.kinds == SampleKind.POISONED
-        return {
+        values = {
             **_shares(isolated, poisoned),
             _AREA: MetricValue(
                 value=None if losses is None else _area(losses, poisoned),
                 rule="poisoned below others by loss",
             ),
         }
+        rate = self.config.rate
+        if rate is not None:
+            values[f"{_PRECISION} at {100 * rate:g} %"] = _precision_at(losses, poisoned, rate)
+        return values
 
 
 def _shares(isolated: Tensor | None, poisoned: Tensor) -> dict[str, MetricValue]:
@@ -63,6 +71,16 @@ def _shares(isolated: Tensor | None, poisoned: Tensor) -> dict[str, MetricValue]
         )
         for column, size in sizes.items()
     }
+
+
+def _precision_at(losses: Tensor | None, poisoned: Tensor, rate: float) -> MetricValue:
+    """Of the ``rate`` of lowest loss; undefined where that is less than one sample."""
+    rule = "samples of lowest loss"
+    count = 0 if losses is None else share_count(len(losses), rate)
+    if losses is None or not count:
+        return MetricValue(value=None, rule=rule)
+    hits = int(poisoned[lowest(losses, count)].sum())
+    return MetricValue(value=hits / count, numerator=hits, denominator=count, rule=rule)
 
 
 def _area(losses: Tensor, poisoned: Tensor) -> float | None:
