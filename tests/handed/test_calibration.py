@@ -112,6 +112,27 @@ def test_a_calibration_of_other_options_is_refused(call, refusal, calibrated, mo
     assert "threshold = 0.5, not 0.9" in line
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("nill.json", None, "nill.json cannot be read"),
+        ("null.json", "{}", "null.json is no calibration"),
+        ("null.json", '"greedy"', "null.json is of detector 'greedy', and 'nc' is asked for"),
+    ],
+)
+def test_an_unusable_calibration_is_refused_before_the_search(
+    call, refusal, calibrated, model, images, here, name, text, message
+):
+    place = here / name
+    if text == "{}":
+        place.write_text(text)
+    elif text is not None:
+        place.write_text(place.read_text().replace('"nc"', text))
+    args = ("--data", images, *GREY, "--detector", "nc", "--store", "other-store")
+    assert message in refusal(call("scan", model, *args, "--calibration", name))
+    assert not list((here / "other-store").glob("runs/*"))
+
+
 def test_models_are_trained_where_none_are_given(call, here):
     recipe = here / "recipe.toml"
     recipe.write_text(

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from backdoorkit.handed.calibration import Calibration
     from backdoorkit.handed.request import Request
     from backdoorkit.pipeline.plan import Entry
+    from backdoorkit.pipeline.recipe import Recipe
     from backdoorkit.pipeline.runner import Run
     from backdoorkit.pipeline.store import Artifact
 
-__all__ = ["Verdict", "identity_of", "verdicts"]
+__all__ = ["Verdict", "check_calibration", "identity_of", "verdicts"]
 
 _TENSORS: Final = "tensors.safetensors"
 
@@ -56,6 +57,22 @@ class Verdict:
         return {**values, "details": dict(self.details)}
 
 
+def check_calibration(request: Request, recipe: Recipe) -> None:
+    """Look at the calibration that was given before a search of hours begins.
+
+    Raises
+    ------
+    InputError
+        where it cannot be read, or is of another detector or of other options.
+
+    """
+    if request.calibration is None:
+        return
+    calibration = read_calibration(request.calibration)
+    for choice in recipe.detectors:
+        _is_of(calibration, chosen(choice) or {}, request)
+
+
 def verdicts(run: Run, request: Request, store: Path) -> Iterator[Verdict]:
     """The verdict of each detector in the order of the recipe.
 
@@ -63,8 +80,6 @@ def verdicts(run: Run, request: Request, store: Path) -> Iterator[Verdict]:
     ------
     RunFailedError
         where a detector failed; the message is its own.
-    InputError
-        where the calibration that was given is of another detector or of other options.
 
     """
     for entry in run.plan.entries:
@@ -133,21 +148,8 @@ def _calibration(
         return None if found is None else (str(found[0]), found[1], [])
     calibration = read_calibration(request.calibration)
     theirs, ours = calibration.identity, identity
-    if theirs["detector"]["name"] != ours["detector"]["name"]:
-        if len(request.detectors) > 1:
-            return None
-        raise InputError(
-            f"{request.calibration} is of detector {theirs['detector']['name']!r}, and "
-            f"{ours['detector']['name']!r} is asked for; give the calibration of that one"
-        )
-    given, here = theirs["detector"]["config"], ours["detector"]["config"]
-    different = [key for key in here if given.get(key) != here[key]]
-    if different:
-        key = different[0]
-        raise InputError(
-            f"{request.calibration} was made with {key} = {given.get(key)}, not {here[key]}; its "
-            "scores cannot be compared: use the same options for both"
-        )
+    if not _is_of(calibration, ours["detector"], request):
+        return None
     parts = ("architecture", "num_classes", "image_shape")
     warnings = [
         f"the calibration is of another {part.replace('_', ' ')} ({theirs[part]}), so its p-value "
@@ -156,6 +158,27 @@ def _calibration(
         if theirs[part] != ours[part]
     ]
     return str(request.calibration), calibration, warnings
+
+
+def _is_of(calibration: Calibration, detector: Mapping[str, Any], request: Request) -> bool:
+    """Whether it is of this detector, with just its options; of several it may be of another."""
+    theirs = calibration.detector
+    if theirs["name"] != detector["name"]:
+        if len(request.detectors) > 1:
+            return False
+        raise InputError(
+            f"{request.calibration} is of detector {theirs['name']!r}, and "
+            f"{detector['name']!r} is asked for; give the calibration of that one"
+        )
+    given, here = theirs["config"], detector["config"]
+    different = [key for key in here if given.get(key) != here[key]]
+    if different:
+        key = different[0]
+        raise InputError(
+            f"{request.calibration} was made with {key} = {given.get(key)}, not {here[key]}; its "
+            "scores cannot be compared: use the same options for both"
+        )
+    return True
 
 
 def _by_calibration(

@@ -8,7 +8,7 @@ import attrs
 
 from backdoorkit.handed._preparing import chosen_detectors, prepare
 from backdoorkit.handed._report import write_scan_report
-from backdoorkit.handed._verdicts import verdicts
+from backdoorkit.handed._verdicts import check_calibration, verdicts
 from backdoorkit.pipeline.recipe import Recipe
 from backdoorkit.pipeline.runner import run_recipe
 
@@ -89,7 +89,7 @@ def scan(request: Request, registry: Registry, store: Store, progress: Progress)
     Raises
     ------
     InputError
-        where model or images cannot be used.
+        where model, images or calibration cannot be used.
     RunFailedError
         where a detector failed.
 
@@ -100,6 +100,7 @@ def scan(request: Request, registry: Registry, store: Store, progress: Progress)
     values = dict(prepared.recipe) | {"detectors": [{"name": name} for name in detectors]}
     request.adjust(values)
     recipe = Recipe.from_mapping(values, registry)
+    check_calibration(request, recipe)
     result = run_recipe(recipe, registry, store, progress=progress)
     found = tuple(verdicts(result.run, request, store.root))
     made = Scan(

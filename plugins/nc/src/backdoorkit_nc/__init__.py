@@ -172,6 +172,13 @@ _BACKDOORBENCH = {
     "penalty_start": "at-once",
     "stop_factor": 0.99,
 }
+# 400 Adam steps instead of up to 31,000: minutes on a CPU, and noisier scores.
+_SMALL = {
+    "inversion_steps": 50,
+    "inversion_batches": 8,
+    "inversion_batch_size": 16,
+    "penalty_start": "at-once",
+}
 
 
 @hookimpl
@@ -190,6 +197,7 @@ def backdoorkit_detectors() -> Iterable[MethodInfo]:
             "paper": {**_OFFICIAL, "filter_share": 0.01, "filter_false_positives": 0.05},
             "official": _OFFICIAL,
             "backdoorbench": _BACKDOORBENCH,
+            "small": _SMALL,
         },
     )
 
