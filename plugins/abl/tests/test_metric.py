@@ -23,7 +23,7 @@ def compute(outputs, kinds=KINDS, rate=None):
     columns = IsolationPrecision(IsolationConfig(rate=rate)).compute(evaluation)
     names = ["precision", "recall", "AUROC"]
     if rate is not None:
-        names.append(f"precision at {100 * rate:g} %")
+        names.append(f"precision (lowest {100 * rate:g} %)")
     assert list(columns) == [f"isolation {name}" for name in names]
     return list(columns.values())
 
