@@ -47,7 +47,8 @@ class IsolationPrecision(Metric[IsolationConfig]):
         }
         rate = self.config.rate
         if rate is not None:
-            values[f"{_PRECISION} (lowest {100 * rate:g} %)"] = _precision_at(losses, poisoned, rate)
+            column = f"{_PRECISION} (lowest {100 * rate:g} %)"
+            values[column] = _precision_at(losses, poisoned, rate)
         return values
 
 
