@@ -75,8 +75,11 @@ def share_count(size: int, rate: float) -> int:
 def isolated_count(size: int, rate: float) -> int:
     """How many of ``size`` samples are isolated.
 
-    Raises:
-        InputError: none.
+    Raises
+    ------
+    InputError
+        where that is none.
+
     """
     count = share_count(size, rate)
     if count < 1:
