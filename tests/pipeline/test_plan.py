@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from backdoorkit.pipeline.origins import origin_of
 from backdoorkit.pipeline.plan import Plan, StepKind, make_plan
 from backdoorkit.pipeline.recipe import Recipe
 from backdoorkit.pipeline.results import NO_DEFENSE
@@ -46,6 +47,14 @@ def test_every_attack_has_its_row_without_a_defense(recipe: MakeRecipe) -> None:
         ("none", NO_DEFENSE, 0),
         ("none", NO_DEFENSE, 1),
     ]
+
+
+def test_a_preset_of_the_attack_is_told_of_the_attack(recipe: MakeRecipe) -> None:
+    attack = {"name": "toy-attack", "preset": "released"}
+    grid = plan(recipe(attacks=[attack], defenses=[{"name": "toy-defense"}]))
+    origins = [origin_of(entry) for entry in grid.entries]
+    assert [part.preset for origin in origins for part in origin.attacks] == ["released"] * 2
+    assert [origin.defense and origin.defense.preset for origin in origins] == [None, ""]
 
 
 def test_the_clean_twin_has_no_poison_step(recipe: MakeRecipe) -> None:

@@ -201,7 +201,8 @@ def backdoorkit_models() -> list[MethodInfo]:
 
 @hookimpl
 def backdoorkit_attacks() -> list[MethodInfo]:
-    return [_info("toy-attack", "ToyAttack", PoisonOptions, stage=Stage.DATA)]
+    presets = {"released": {"poison_rate": 0.05}}
+    return [_info("toy-attack", "ToyAttack", PoisonOptions, stage=Stage.DATA, presets=presets)]
 
 
 @hookimpl

@@ -23,16 +23,17 @@ def row(
     defense: str = NO_DEFENSE,
     *cells: Cell,
     setting: str = "",
-    presets: tuple[str, ...] = (),
+    attack_preset: str = "",
+    defense_preset: str = "",
     options: dict[str, Any] | None = None,
     model: str = "small-cnn",
 ) -> Row:
     """A row whose labels are its methods' names, but for what stands in brackets."""
     name, victim = (text.partition(" (")[0] for text in (defense, attack))
+    repair = Named(name=name, options=options or {}, preset=defense_preset)
     origin = Origin(
-        attacks=() if attack == "none" else (Named(name=victim),),
-        defense=None if defense == NO_DEFENSE else Named(name=name, options=options or {}),
-        presets=presets,
+        attacks=() if attack == "none" else (Named(name=victim, preset=attack_preset),),
+        defense=None if defense == NO_DEFENSE else repair,
         setting=setting or f"{model} {attack} {defense}",
     )
     names = {"data": "digits", "model": model, "attack": attack, "defense": defense}

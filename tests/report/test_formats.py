@@ -9,6 +9,7 @@ import json
 import pytest
 
 from backdoorkit.hooks.published import PublishedFigures
+from backdoorkit.pipeline.results import Cell
 from backdoorkit.report.making import make_report
 from backdoorkit.report.runs import read_run
 
@@ -132,10 +133,15 @@ def test_without_defenses_there_is_nothing_to_control():
 
 
 def test_a_preset_that_deviates_and_an_oracle_are_marked(write_run):
-    made = table(row("badnets", "anp", cell(), presets=("backdoorbench",)))
+    made = table(
+        row("badnets", "anp", Cell(seed=0, oracle=True), defense_preset="backdoorbench"),
+        row("trojannn", "clp", cell(), attack_preset="trojanzoo"),
+    )
     text = make_report([read_run(write_run(made))]).to_markdown()
-    assert "anp (backdoorbench)" in text
-    assert "backdoorbench: the settings of that code" in text
+    assert "| badnets | anp (backdoorbench) (oracle) |" in text
+    assert "| trojannn (trojanzoo) | clp |" in text
+    for preset in ("backdoorbench", "trojanzoo"):
+        assert f"{preset}: the settings of that code" in text
 
 
 def test_a_control_with_less_than_the_others_is_told(write_run):

@@ -101,7 +101,7 @@ def interrupted(store):
 
     def entry(defense, model_step, measure):
         names = {"data": "digits", "model": "small-cnn", "attack": "badnets", "defense": defense}
-        origin = {"attacks": [], "defense": None, "presets": [], "setting": "s"}
+        origin = {"attacks": [], "defense": None, "setting": "s"}
         keys = {"victim": "victim", "model_step": model_step, "measure": measure}
         return {
             **names,

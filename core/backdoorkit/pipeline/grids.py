@@ -79,14 +79,18 @@ def varying_names(table: Table) -> list[str]:
     return [*varying, "attack", "defense"]
 
 
-def marked(row: Row) -> str:
-    """The defense's name with what a reader must know of its cells."""
-    marks = [*row.marks, *(["oracle"] if row.oracle else [])]
-    return row.defense + "".join(f" ({mark})" for mark in marks)
+def marked(row: Row, name: str) -> str:
+    """What the row has in the column ``name``, with what a reader must know of it."""
+    marks: tuple[str, ...] = ()
+    if name == "attack":
+        marks = row.attack_presets
+    elif name == "defense":
+        marks = (row.defense_preset, "oracle" if row.oracle else "")
+    return getattr(row, name) + "".join(f" ({mark})" for mark in marks if mark)
 
 
 def _cells(row: Row, shown: Sequence[str], shares: Mapping[str, bool]) -> list[str]:
-    names = [marked(row) if name == "defense" else getattr(row, name) for name in shown]
+    names = [marked(row, name) for name in shown]
     numbers = [
         blank(row)
         if row.errors and row.mean(column) is None
@@ -135,7 +139,8 @@ def footnotes(table: Table) -> list[str]:
 def _notes(table: Table) -> Iterator[str]:
     if any(row.oracle for row in table.rows):
         yield "oracle: a level was chosen on test attack success; no defender can."
-    for preset in dict.fromkeys(mark for row in table.rows for mark in row.marks):
+    presets = (p for row in table.rows for p in (*row.attack_presets, row.defense_preset) if p)
+    for preset in dict.fromkeys(presets):
         yield f"{preset}: the settings of that code, where they deviate from the paper's."
     for cost in table.attacks:
         if cost.chose_test_images:

@@ -24,8 +24,6 @@ def origin_of(entry: Entry) -> Origin:
     attack: MethodChoice = choices["attack"]
     defense: MethodChoice | None = entry.model_step.choices.get("method")
     parts = list(_parts(attack))
-    named = [*parts, *([] if defense is None else [defense])]
-    presets = [deviating_preset(choice.method, choice.config) for choice in named]
     data = entry.victim.inputs["data"].choices["data"]
     setting = content_key(
         data=_facts(data),
@@ -38,7 +36,6 @@ def origin_of(entry: Entry) -> Origin:
     return Origin(
         attacks=tuple(map(_named, parts)),
         defense=None if defense is None else _named(defense),
-        presets=tuple(dict.fromkeys(filter(None, presets))),
         setting=setting[:16],
     )
 
@@ -51,7 +48,11 @@ def _parts(attack: MethodChoice) -> Iterator[MethodChoice]:
 
 
 def _named(choice: MethodChoice) -> Named:
-    return Named(name=choice.name, options=unstructure(choice.config))
+    return Named(
+        name=choice.name,
+        options=unstructure(choice.config),
+        preset=deviating_preset(choice.method, choice.config),
+    )
 
 
 def _facts(choice: MethodChoice) -> dict[str, Any]:

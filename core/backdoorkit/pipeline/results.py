@@ -77,6 +77,8 @@ class Named:
 
     name: str
     options: Mapping[str, Any] = attrs.field(factory=dict)
+    #: preset of released code that it follows, where that deviates from the paper's settings
+    preset: str = ""
 
 
 @attrs.frozen(kw_only=True)
@@ -87,8 +89,6 @@ class Origin:
     attacks: tuple[Named, ...] = ()
     #: None for the model as it was
     defense: Named | None = None
-    #: presets of released code that the row follows, where they deviate from the paper's settings
-    presets: tuple[str, ...] = ()
     #: digest of all settings but the seed: rows of several runs are one row where it is the same
     setting: str = ""
 
@@ -123,9 +123,17 @@ class Row:
         return any(cell.oracle for cell in self.cells)
 
     @property
-    def marks(self) -> tuple[str, ...]:
-        """Presets whose settings deviate from the paper's."""
-        return () if self.origin is None else self.origin.presets
+    def attack_presets(self) -> tuple[str, ...]:
+        """Presets of the attack's parts that deviate from the papers' settings."""
+        parts = () if self.origin is None else self.origin.attacks
+        return tuple(dict.fromkeys(part.preset for part in parts if part.preset))
+
+    @property
+    def defense_preset(self) -> str:
+        """The defense's preset, where it deviates from the paper's settings."""
+        if self.origin is None or self.origin.defense is None:
+            return ""
+        return self.origin.defense.preset
 
     @property
     def errors(self) -> tuple[str, ...]:
@@ -296,6 +304,5 @@ def origin_from_json(values: Mapping[str, Any]) -> Origin:
     return Origin(
         attacks=tuple(Named(**_known(Named, part)) for part in values["attacks"]),
         defense=None if defense is None else Named(**_known(Named, defense)),
-        presets=tuple(values["presets"]),
         setting=values["setting"],
     )

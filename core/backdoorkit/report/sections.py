@@ -124,9 +124,7 @@ def _results(table: Table, comparisons: Sequence[Comparison]) -> Section:
     columns.append(Column(name="seeds"))
     lines = []
     for index, row in enumerate(table.rows):
-        names = tuple(
-            Value(grids.marked(row) if name == "defense" else getattr(row, name)) for name in shown
-        )
+        names = tuple(Value(grids.marked(row, name)) for name in shown)
         beside = tuple(_beside(row, metric, c, index) for c, metric in published)
         done = [cell for cell in row.cells if cell.error is None]
         values = (*names, *(_mean(row, metric, table) for metric in table.columns), *beside)
@@ -247,13 +245,10 @@ def _averages(table: Table, comparisons: Sequence[Comparison]) -> Iterator[Secti
     ]
     columns.append(Column(name="attacks"))
     lines = []
-    for names, group in groups.items():
+    for group in groups.values():
         rows = [row for _, row in group]
-        marked = grids.marked(next((row for row in rows if row.oracle), rows[0]))
-        values = [
-            Value(marked if key == "defense" else name)
-            for key, name in zip(keys, names, strict=True)
-        ]
+        shown = next((row for row in rows if row.oracle), rows[0])
+        values = [Value(grids.marked(shown, key)) for key in keys]
         values += [_average(rows, metric, table) for metric in table.columns]
         values += [_published_average(group, metric, c) for c, metric in published]
         done = sum(any(row.values(metric) for metric in table.columns) for row in rows)
