@@ -86,7 +86,8 @@ def marked(row: Row, name: str) -> str:
         marks = row.attack_presets
     elif name == "defense":
         marks = (row.defense_preset, "oracle" if row.oracle else "")
-    return getattr(row, name) + "".join(f" ({mark})" for mark in marks if mark)
+    label: str = getattr(row, name)
+    return label + "".join(f" ({mark})" for mark in marks if mark)
 
 
 def _cells(row: Row, shown: Sequence[str], shares: Mapping[str, bool]) -> list[str]:
