@@ -27,6 +27,7 @@ METHOD = Method(
             "paper": {"norm": "global", "rounds": 9},
             "official": {"norm": "global", "rounds": 7, "epochs": 21},
             "longer": {"epochs": 99},
+            "layered": {"norm": "layer", "rounds": 7},
             "alike": {"norm": "global"},
         },
     ),
@@ -44,6 +45,7 @@ METHOD = Method(
         ({"preset": "official", "epochs": 2, "norm": "tensor"}, "official"),
         ({"preset": "official", "rounds": 3}, ""),
         ({"rounds": 7}, "official"),
+        ({"preset": "layered", "epochs": 2}, "layered"),  # which fits official, too
         ({"preset": "longer"}, "longer"),
         ({"preset": "longer", "epochs": 5}, ""),
         ({"preset": "alike"}, ""),  # every value is the paper's or the default

@@ -57,12 +57,14 @@ def deviating_preset(method: Method, config: Any) -> str:
     A preset is followed where every option on which it differs from both the defaults and the
     paper's preset has the preset's value, whatever the others are set to. Options that all
     trainings have, such as epochs, are often changed to fit the data, and count only where no
-    others differ.
+    others differ. Of several that fit, it is the one that says most: a preset often is another with
+    more changes.
     """
     given = unstructure(config)
     settled = [_values(method, {})]
     if PAPER in method.info.presets:
         settled.append(_values(method, {"preset": PAPER}))
+    following: dict[str, int] = {}
     for name in method.info.presets:
         values = {} if name == PAPER else _values(method, {"preset": name})
         own = {
@@ -72,8 +74,8 @@ def deviating_preset(method: Method, config: Any) -> str:
         }
         own = {key: own[key] for key in own if key not in _BUDGET} or own
         if own and all(given.get(key) == value for key, value in own.items()):
-            return name
-    return ""
+            following[name] = len(own)
+    return max(following, key=lambda name: following[name], default="")
 
 
 def _values(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
