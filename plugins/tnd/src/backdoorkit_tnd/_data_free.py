@@ -85,12 +85,12 @@ class _Search:
         self.objective: list[Tensor] = []
 
     def run(self) -> Increases:
-        for _ in self.context.track(range(self.options.iterations), "df-tnd: exciting features"):
+        for _ in self.context.track(range(self.options.iterations), "exciting features"):
             self.step()
         if self.options.refinement:
             for tensor in (self.mask, self.pattern):
                 tensor.copy_(tensor.mean(dim=1, keepdim=True).expand_as(tensor).clone())
-        for _ in self.context.track(range(self.options.refinement), "df-tnd: refining"):
+        for _ in self.context.track(range(self.options.refinement), "refining"):
             self.step()
         with torch.no_grad():
             _, after = self.forward(self.changed(self.mask, self.pattern))

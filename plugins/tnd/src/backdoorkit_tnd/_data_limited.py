@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,8 @@ from backdoorkit_tnd._perturbation import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from torch import nn
 
     from backdoorkit.api import Context, DetectionTask, ImageSet, Structure
@@ -129,10 +132,14 @@ def score_classes(
         context.device.type, _DEFAULT_IMAGES_AT_ONCE
     )
     parts = torch.split(classes, max(1, at_once // len(images)))
-    found = [
-        _some_classes(model, structure, images, labels, part.to(context.device), options, context)
-        for part in context.track(parts, "dl-tnd: classes")
-    ]
+    total = len(parts) * (options.rounds + 1) * options.iterations
+    tracked = context.track(range(total), f"searching masks of {len(classes)} classes")
+    steps = functools.partial(itertools.islice, tracked, options.iterations)
+    some = functools.partial(
+        _some_classes, model, structure, images, labels, options=options, context=context
+    )
+    found = [some(part.to(context.device), steps=steps) for part in parts]
+    next(tracked, None)  # the progress ends here
     names = [field.name for field in attrs.fields(Scores)]
     return Scores(**{name: torch.cat([getattr(part, name) for part in found]) for name in names})
 
@@ -145,16 +152,17 @@ def _some_classes(
     classes: Tensor,
     options: DataLimitedConfig,
     context: Context,
+    steps: Callable[[], Iterable[object]],
 ) -> Scores:
     logits = functools.partial(frozen_logits, model)
-    universal = _universal(logits, images, labels, classes, options, context)
+    universal = _universal(logits, images, labels, classes, options, context, steps)
     shape = (len(classes), *images.shape)
     mask, pattern, _, _ = descend(
         lambda stamped: single(logits(stamped), classes, options.margin),
         images,
         shape,
         torch.full((len(classes),), options.single_strength, device=images.device),
-        iterations=options.iterations,
+        steps=steps,
         mask_rate=options.single_rate,
         pattern_rate=options.single_pattern_rate,
         pattern_start=options.pattern_start,
@@ -183,13 +191,14 @@ def _universal(
     classes: Tensor,
     options: DataLimitedConfig,
     context: Context,
+    steps: Callable[[], Iterable[object]],
 ) -> Found:
     run = functools.partial(
         descend,
         lambda stamped: hinge(logits(stamped), labels, classes, options.margin),
         images,
         (len(classes), 1, *images.shape[1:]),
-        iterations=options.iterations,
+        steps=steps,
         mask_rate=options.mask_rate,
         pattern_rate=options.pattern_rate,
         pattern_start=options.pattern_start,

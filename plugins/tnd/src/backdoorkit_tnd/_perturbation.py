@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from torch import nn
 
@@ -107,7 +107,7 @@ def descend(
     shape: tuple[int, ...],
     strength: Tensor,
     *,
-    iterations: int,
+    steps: Callable[[], Iterable[object]],
     mask_rate: float,
     pattern_rate: float,
     pattern_start: float,
@@ -124,6 +124,8 @@ def descend(
         K x P x C x H x W of masks and patterns.
     strength:
         c (K): a step shrinks the mask by rate / c.
+    steps:
+        Called once: what is iterated over, a step each.
 
     Returns
     -------
@@ -137,7 +139,7 @@ def descend(
     masks, patterns = Adam(mask_rate), Adam(pattern_rate)
     by = (mask_rate / strength)[:, None, None, None, None]
     best = torch.zeros(shape[0], device=images.device)
-    for _ in range(iterations):
+    for _ in steps():
         mask.requires_grad_()
         terms = loss(perturb(images, mask, pattern))
         best = torch.maximum(best, _won(terms))
