@@ -13,6 +13,7 @@ import attrs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
 __all__ = [
     "BackdoorkitError",
@@ -30,6 +31,7 @@ __all__ = [
     "UnknownNameError",
     "UnsafeFileError",
     "nearest",
+    "nothing_at",
 ]
 
 
@@ -123,3 +125,13 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     folded = {candidate.casefold().replace("_", "-"): candidate for candidate in known}
     matches = difflib.get_close_matches(name.casefold().replace("_", "-"), folded, n=1, cutoff=0.6)
     return folded[matches[0]] if matches else None
+
+
+def nothing_at(path: Path, what: str = "file") -> str:
+    """``there is no file PATH``, and what lies beside it under a name like that."""
+    try:
+        close = nearest(path.name, [found.name for found in path.parent.iterdir()])
+    except OSError:
+        close = None
+    advice = f"; did you mean {str(path.with_name(close))!r}?" if close else ""
+    return f"there is no {what} {path}{advice}"

@@ -17,6 +17,7 @@ from backdoorkit.errors import (
     InputError,
     Issue,
     RunFailedError,
+    nothing_at,
 )
 
 
@@ -99,3 +100,32 @@ def test_typos_are_usage_errors_with_the_nearest_name(args, message):
     result = CliRunner().invoke(cli, args)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["--zz", "run"], "No such option '--zz'. See 'backdoorkit --help'."),
+        (["run", "--zz"], "No such option '--zz'. See 'backdoorkit run --help'."),
+        (["rn"], "No such command 'rn'. Did you mean 'run'? See 'backdoorkit --help'."),
+        (
+            ["run", "--file", "quickstrt.toml"],
+            "Invalid value for '-f' / '--file': there is no file quickstrt.toml; did you mean "
+            "'quickstart.toml'? See 'backdoorkit run --help'.",
+        ),
+    ],
+)
+def test_what_is_mistyped_is_one_line(tmp_path, monkeypatch, args, line):
+    (tmp_path / "quickstart.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli, args, prog_name="backdoorkit")
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"Error: {line}\n")
+
+
+def test_a_path_has_the_nearest_name_that_lies_beside_it(tmp_path):
+    (tmp_path / "victim.safetensors").touch()
+    missing = tmp_path / "victm.safetensors"
+    found = str(tmp_path / "victim.safetensors")
+    assert nothing_at(missing) == f"there is no file {missing}; did you mean {found!r}?"
+    other = tmp_path / "nowhere" / "images"
+    assert nothing_at(other, "folder") == f"there is no folder {other}"

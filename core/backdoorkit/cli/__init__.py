@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from backdoorkit import __version__
-from backdoorkit.cli._errors import explained
+from backdoorkit.cli._errors import explained, raise_in_one_line
 from backdoorkit.errors import nearest
 
 if TYPE_CHECKING:
@@ -67,6 +67,12 @@ class _Commands(click.Group):
         del ctx
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.UsageError as error:
+            raise_in_one_line(error)
 
     def invoke(self, ctx: click.Context) -> Any:
         with explained(show_traceback=ctx.params["traceback"]):

@@ -7,7 +7,7 @@ import errno
 import signal
 import threading
 import traceback
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-__all__ = ["INTERRUPTED", "TERMINATED", "Failure", "explained"]
+__all__ = ["INTERRUPTED", "TERMINATED", "Failure", "explained", "raise_in_one_line"]
 
 #: Exit code after Ctrl-C: 128 + SIGINT, as shells have it.
 INTERRUPTED = 130
@@ -48,6 +48,8 @@ def explained(*, show_traceback: bool) -> Iterator[None]:
     try:
         with _terminable():
             yield
+    except click.UsageError as error:
+        raise_in_one_line(error)
     except (click.ClickException, click.exceptions.Exit, click.Abort):
         raise
     except KeyboardInterrupt as interrupt:
@@ -66,6 +68,18 @@ def explained(*, show_traceback: bool) -> Iterator[None]:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         advice = "" if show_traceback else "; run again with --traceback to see where"
         raise Failure(f"internal error: {what}; this is a bug{advice}", 1) from error
+
+
+def raise_in_one_line(error: click.UsageError) -> NoReturn:
+    """Instead of the usage, the fault and two lines of advice: all of it in a line."""
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+        raise error  # it is the help
+    message = " ".join(error.format_message().split())
+    if not message.endswith((".", "?", ")")):
+        message += "."
+    if error.ctx is not None:
+        message += f" See '{error.ctx.command_path} --help'."
+    raise Failure(message, error.exit_code) from error
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from click.shell_completion import CompletionItem
 
+from backdoorkit.errors import nothing_at
 from backdoorkit.hooks.options import Rules, option_specs
 from backdoorkit.pipeline.recipe import HereText
 
@@ -22,7 +23,16 @@ if TYPE_CHECKING:
 else:
     _ParamType = click.ParamType
 
-__all__ = ["OptionType", "click_options", "given_values", "parse_value"]
+__all__ = ["ExistingPath", "OptionType", "click_options", "given_values", "parse_value"]
+
+
+class ExistingPath(click.Path):
+    """A file or folder that is there; where it is not, what lies beside it under a like name."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not Path(value).exists():
+            self.fail(nothing_at(Path(value), "file" if self.file_okay else "folder"), param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class OptionType(_ParamType):

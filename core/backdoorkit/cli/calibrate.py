@@ -21,6 +21,7 @@ from backdoorkit.cli._handed import (
     show,
     warn_of_broken_plugins,
 )
+from backdoorkit.cli._options import ExistingPath
 from backdoorkit.handed.request import CalibrationRequest
 from backdoorkit.pipeline.recipe import read_recipe_file
 
@@ -44,7 +45,7 @@ __all__ = ["calibrate"]
 @click.option(
     "-f",
     "--file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=ExistingPath(dir_okay=False, path_type=Path),
     help="Recipe whose data, model, train and detectors are used; its attacks are left out.",
 )
 @click.option(

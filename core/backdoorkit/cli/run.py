@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from backdoorkit.cli._context import get_registry
+from backdoorkit.cli._options import ExistingPath
 from backdoorkit.cli._overrides import parse_assignment, set_value
 from backdoorkit.cli._steps import StepGroup, joined
 from backdoorkit.errors import InputError, RunFailedError
@@ -50,7 +51,7 @@ _DEFAULT_STORE: Final = "backdoorkit-runs"
 @click.option(
     "-f",
     "--file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=ExistingPath(dir_okay=False, path_type=Path),
     help="Recipe (TOML). Options and steps given beside it change and extend it.",
 )
 @click.option(
@@ -62,7 +63,7 @@ _DEFAULT_STORE: Final = "backdoorkit-runs"
 @click.option("--model", metavar="NAME", help="Architecture.  [default small-cnn]")
 @click.option(
     "--victim",
-    type=click.Path(exists=True, file_okay=False),
+    type=ExistingPath(file_okay=False),
     metavar="FOLDER",
     help="Start from this victim instead of making one; model, attack and seed are its own.",
 )

@@ -10,7 +10,7 @@ import attrs
 import torch
 
 from backdoorkit.data.statistics import channel_statistics
-from backdoorkit.errors import ConfigError, InputError, Issue
+from backdoorkit.errors import ConfigError, InputError, Issue, nothing_at
 from backdoorkit.evaluation import predict
 from backdoorkit.handed._images import choose_images, load_images, write_labels
 from backdoorkit.handed._model import inspect_model
@@ -81,7 +81,7 @@ def prepare(request: Request, registry: Registry, store: Store, name: str) -> Pr
 
     """
     if not request.model.exists():
-        raise InputError(f"there is no file {request.model}; give the model's weights")
+        raise InputError(nothing_at(request.model))
     changed: dict[str, Any] = {"detectors": [{} for _ in request.detectors], "defenses": [{}]}
     request.adjust(changed)
     device = chosen_device(request.device)
