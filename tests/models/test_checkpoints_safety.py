@@ -210,7 +210,7 @@ def test_huge_files_are_refused_unread(path, monkeypatch):
 
 
 def test_missing_files_and_folders_are_named(path, tmp_path):
-    assert "does not exist" in refusal(path)
+    assert "there is no weights file" in refusal(path)
     assert "is a folder" in refusal(tmp_path)
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from backdoorkit.errors import InputError
+from backdoorkit.errors import InputError, nothing_at
 from backdoorkit.models._matching import (
     InferredNetwork,
     infer_architecture,
@@ -204,9 +204,10 @@ def _benchmark_facts(content: Any) -> dict[str, Any]:
 
 
 def _file_size(path: Path) -> int:
+    if not path.exists():
+        raise InputError(nothing_at(path, "weights file"))
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"weights file {path} {what}; give a .safetensors, .pt or .pth file")
+        raise InputError(f"{path} is a folder; give a .safetensors, .pt or .pth file")
     if not os.access(path, os.R_OK):
         raise InputError(f"weights file {path} may not be read; check its permissions")
     size = path.stat().st_size
