@@ -141,7 +141,7 @@ def test_a_preset_that_deviates_and_an_oracle_are_marked(write_run):
     assert "| badnets | anp (backdoorbench) (oracle) |" in text
     assert "| trojannn (trojanzoo) | clp |" in text
     for preset in ("backdoorbench", "trojanzoo"):
-        assert f"{preset}: the settings of that code" in text
+        assert f"{preset}: a preset that deviates" in text
 
 
 def test_a_control_with_less_than_the_others_is_told(write_run):

@@ -142,7 +142,7 @@ def _notes(table: Table) -> Iterator[str]:
         yield "oracle: a level was chosen on test attack success; no defender can."
     presets = (p for row in table.rows for p in (*row.attack_presets, row.defense_preset) if p)
     for preset in dict.fromkeys(presets):
-        yield f"{preset}: the settings of that code, where they deviate from the paper's."
+        yield f"{preset}: a preset that deviates from the paper's settings."
     for cost in table.attacks:
         if cost.chose_test_images:
             yield f"{cost.attack}: the attacker chose among the test images."
