@@ -28,6 +28,7 @@ METHOD = Method(
             "official": {"norm": "global", "rounds": 7, "epochs": 21},
             "longer": {"epochs": 99},
             "layered": {"norm": "layer", "rounds": 7},
+            "longer-layered": {"norm": "layer", "epochs": 99},
             "alike": {"norm": "global"},
         },
     ),
@@ -46,6 +47,7 @@ METHOD = Method(
         ({"preset": "official", "rounds": 3}, ""),
         ({"rounds": 7}, "official"),
         ({"preset": "layered", "epochs": 2}, "layered"),  # which fits official, too
+        ({"preset": "longer-layered"}, "longer-layered"),  # which fits longer, too
         ({"preset": "longer"}, "longer"),
         ({"preset": "longer", "epochs": 5}, ""),
         ({"preset": "alike"}, ""),  # every value is the paper's or the default

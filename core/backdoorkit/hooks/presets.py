@@ -64,7 +64,7 @@ def deviating_preset(method: Method, config: Any) -> str:
     settled = [_values(method, {})]
     if PAPER in method.info.presets:
         settled.append(_values(method, {"preset": PAPER}))
-    following: dict[str, int] = {}
+    following: dict[str, tuple[int, int]] = {}
     for name in method.info.presets:
         values = {} if name == PAPER else _values(method, {"preset": name})
         own = {
@@ -72,9 +72,10 @@ def deviating_preset(method: Method, config: Any) -> str:
             for key, value in values.items()
             if all(other.get(key, value) != value for other in settled if other)
         }
-        own = {key: own[key] for key in own if key not in _BUDGET} or own
-        if own and all(given.get(key) == value for key, value in own.items()):
-            following[name] = len(own)
+        special = {key: own[key] for key in own if key not in _BUDGET}
+        telling = special or own
+        if telling and all(given.get(key) == value for key, value in telling.items()):
+            following[name] = (len(special), len(own))
     return max(following, key=lambda name: following[name], default="")
 
 
