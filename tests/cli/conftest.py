@@ -24,6 +24,11 @@ class ImageOptions:
 
 
 @attrs.frozen(kw_only=True)
+class NetworkOptions:
+    width: int = option(16, ge=1, help="Width.")
+
+
+@attrs.frozen(kw_only=True)
 class PatchOptions(PoisonOptions):
     picture: Path | None = option(None, help="Picture.")
 
@@ -47,7 +52,7 @@ def light_methods():
     paper = {"poison_rate": 0.3, "target": 2}
     return light_plugin(
         datasets=[light_method("digits", ImageOptions), light_method("letters", ImageOptions)],
-        models=[light_method("small-cnn"), light_method("deep")],
+        models=[light_method("small-cnn", NetworkOptions), light_method("deep")],
         attacks=[
             light_method("patch", PatchOptions, presets={"paper": paper}),
             light_method("twice", PoisonOptions),

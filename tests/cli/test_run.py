@@ -51,6 +51,24 @@ def test_a_recipe_file_says_itself_whether_it_wants_controls(recipe, tmp_path):
     assert "controls" not in recipe("-f", str(path), "--no-controls")
 
 
+def test_another_data_set_or_architecture_than_the_file_s_leaves_out_what_only_that_takes(
+    recipe, tmp_path
+):
+    path = tmp_path / "r.toml"
+    path.write_text(
+        '[data]\nname = "digits"\nsize = 9\ntrain_size = 70\n'
+        '[model]\nname = "small-cnn"\nwidth = 5\nnormalization = "none"\n'
+        '[[attacks]]\nname = "patch"\n'
+    )
+    same = recipe("-f", str(path), "--data", "digits", "--model", "small-cnn")
+    assert (same["data"]["size"], same["model"]["width"]) == (9, 5)
+    other = recipe("-f", str(path), "--data", "letters", "--model", "deep", "--set", "data.size=4")
+    assert (other["data"]["name"], other["data"]["size"]) == ("letters", 4)
+    assert other["data"]["train_size"] == 70
+    assert other["model"]["normalization"] == "none"
+    assert "width" not in other["model"]
+
+
 def test_published_tables_are_looked_up_by_name(registry, recipe, call):
     assert (
         "no table of published figures is called 'x'"

@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
 import click
 
 from backdoorkit.cli._context import get_registry
 from backdoorkit.cli._options import ExistingPath
 from backdoorkit.cli._overrides import parse_assignment, set_value
 from backdoorkit.cli._steps import StepGroup, joined
+from backdoorkit.data.options import DataOptions
 from backdoorkit.errors import InputError, RunFailedError
 from backdoorkit.pipeline.catalog import IN_PROCESS
 from backdoorkit.pipeline.recipe import (
@@ -39,6 +41,11 @@ __all__ = ["run"]
 log = logging.getLogger(__name__)
 
 _DEFAULT_STORE: Final = "backdoorkit-runs"
+#: What a table says of the run rather than of the data set or architecture that it names.
+_OF_ANY_SOURCE: Final = {
+    "data": frozenset(attrs.fields_dict(DataOptions)),
+    "model": frozenset({"weights", "normalization"}),
+}
 
 
 @click.group(
@@ -59,8 +66,17 @@ _DEFAULT_STORE: Final = "backdoorkit-runs"
     metavar="NAME",
     help="Carry the recipe out smaller, as its table [scale.NAME] says.  [default full]",
 )
-@click.option("--data", metavar="NAME", help="Data set.  [default digits]")
-@click.option("--model", metavar="NAME", help="Architecture.  [default small-cnn]")
+@click.option(
+    "--data",
+    metavar="NAME",
+    help="Data set; the file's options of another one then do not count, its sizes do.  "
+    "[default digits]",
+)
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="Architecture; likewise.  [default small-cnn]",
+)
 @click.option(
     "--victim",
     type=ExistingPath(file_okay=False),
@@ -272,6 +288,8 @@ def _recipe(registry: Registry, steps: Sequence[ChainStep], options: Mapping[str
         raise InputError("--scale is for a recipe file; give one with -f")
     values = {} if file is None else read_recipe_file(file, options["scale"])
     from_file = set(values)
+    for room in _OF_ANY_SOURCE:
+        _leave_out_another_s(values, room, options[room])
     shorthands = {
         "victim": None if options["victim"] is None else HereText(options["victim"]),
         "data.name": options["data"],
@@ -300,6 +318,14 @@ def _recipe(registry: Registry, steps: Sequence[ChainStep], options: Mapping[str
         if room not in from_file and isinstance(values.get(room), dict):
             values[room].setdefault("name", name)
     return Recipe.from_mapping(values, registry, None if file is None else file.parent)
+
+
+def _leave_out_another_s(values: dict[str, Any], room: str, name: str | None) -> None:
+    """If the command line names another source than the file: what only the file's could take."""
+    table = values.get(room)
+    if name is not None and isinstance(table, dict) and table.get("name", name) != name:
+        kept = _OF_ANY_SOURCE[room]
+        values[room] = {key: value for key, value in table.items() if key in kept}
 
 
 def _choose_executor(
