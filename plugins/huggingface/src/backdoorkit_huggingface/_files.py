@@ -42,7 +42,11 @@ def local_files(config: HuggingFaceOptions, split: str) -> list[Path]:
         pattern: str = getattr(config, option)
         found = sorted(map(Path, glob.glob(str(Path(pattern).expanduser()), recursive=True)))
         if not found:
-            raise InputError(f"huggingface: no file matches {option} {pattern!r}")
+            place = "" if Path(pattern).expanduser().is_absolute() else f" in {Path.cwd()}"
+            raise InputError(
+                f"huggingface: no file matches {option} {pattern!r}{place}; set it to where the "
+                "files are, or choose another data set"
+            )
         return found
     path = Path(config.path).expanduser()
     if path.is_file():
