@@ -171,6 +171,8 @@ def backdoorkit_detectors() -> Iterable[MethodInfo]:
         presets={
             "official": _DATA_LIMITED_OFFICIAL,
             "one-per-class": {"images_per_class": 1},
+            # Ours: cosines of clean models are as high; their masks are nearly equal.
+            "standing-out": {"area_ratio": 0.7},
         },
     )
     yield MethodInfo(
