@@ -71,7 +71,7 @@ def explained(*, show_traceback: bool) -> Iterator[None]:
 
 
 def raise_in_one_line(error: click.UsageError) -> NoReturn:
-    """Instead of the usage, the fault and two lines of advice: all of it in a line."""
+    """The fault and where the help is, in place of the usage around them."""
     if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
         raise error  # it is the help
     message = " ".join(error.format_message().split())
