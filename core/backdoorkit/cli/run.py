@@ -25,6 +25,8 @@ from backdoorkit.pipeline.recipe import (
     DEFAULT_DATA,
     DEFAULT_MODEL,
     HereText,
+    MethodChoice,
+    ModelChoice,
     Recipe,
     read_recipe_file,
 )
@@ -44,7 +46,7 @@ _DEFAULT_STORE: Final = "backdoorkit-runs"
 #: What a table says of the run rather than of the data set or architecture that it names.
 _OF_ANY_SOURCE: Final = {
     "data": frozenset(attrs.fields_dict(DataOptions)),
-    "model": frozenset({"weights", "normalization"}),
+    "model": frozenset(attrs.fields_dict(ModelChoice)) - set(attrs.fields_dict(MethodChoice)),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from backdoorkit import Need
-from backdoorkit.api import ImageSet
+from backdoorkit.api import Context, ImageSet
 from backdoorkit.hooks.options import structure as configure
 from backdoorkit.tasks import DetectionTask
 from backdoorkit.testing import (
@@ -265,6 +265,26 @@ def test_a_model_that_knows_one_class_only_gets_no_verdict_and_is_told_so(caplog
     assert (found.score, found.detected) == (-1.0, None)
     assert "images of 1 classes" in found.details["no_verdict"]
     assert "no verdict" in caplog.text
+
+
+def test_every_step_of_every_search_is_taken_and_shown(monkeypatch):
+    shown, taken, step = [], [], Adam.step
+
+    def track(self, iterable, label, total=None):
+        for item in iterable:
+            yield item
+            shown.append(label)
+
+    def counted(self, *args):
+        taken.append(1)
+        return step(self, *args)
+
+    monkeypatch.setattr(Context, "track", track)
+    monkeypatch.setattr(Adam, "step", counted)
+    options = attrs.evolve(QUICK, iterations=3, images_at_once=8)  # one class at a time
+    score(frozen(PlantedNetwork()), *eight_images(), classes=[0, 5], options=options)
+    assert shown == ["searching masks of 2 classes"] * 2 * (QUICK.rounds + 1) * 3
+    assert len(taken) == 2 * len(shown)  # mask and pattern
 
 
 def test_presets_are_valid():
